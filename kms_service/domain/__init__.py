@@ -1,0 +1,1 @@
+"""The domain: names, states, leases, decisions, errors and ports. Pure: no I/O, no clock."""

@@ -1,0 +1,20 @@
+"""What a wrapped data key is bound to."""
+
+from __future__ import annotations
+
+from modelkms_api.encoding import length_prefixed
+
+from kms_service.domain.names import ModelName
+
+_FORMAT = b"modelkms-data-key-v1"
+
+
+def data_key_context(model: ModelName, version_uid: str) -> bytes:
+    """Derivation context of a version's data key in Vault transit (DESIGN §6).
+
+    The uid is random, so a version number given twice (after a restore) never shares a context,
+    and a wrapped key moved to another row fails to unwrap.
+    """
+    return length_prefixed(
+        _FORMAT, model.project.encode(), model.model.encode(), version_uid.encode()
+    )

@@ -1,0 +1,66 @@
+"""Leases: for how long keys are issued to whom. A lease bounds issuing, not knowledge (DESIGN §2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+from kms_service.domain.errors import LeaseExpired, LeaseMaxTtl, LeaseRevoked
+from kms_service.domain.names import LeaseName, VersionName
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseBounds:
+    """What policy allows: `ttl` at once (and when nothing is asked), `max_ttl` with renewals."""
+
+    ttl: timedelta
+    max_ttl: timedelta
+
+    def first(self, asked: timedelta | None) -> timedelta:
+        """How long a new lease lasts: what is asked, at most `ttl` and `max_ttl`."""
+        return min(asked or self.ttl, self.ttl, self.max_ttl)
+
+
+class LeaseState(StrEnum):
+    LIVE = "LIVE"
+    EXPIRED = "EXPIRED"
+    REVOKED = "REVOKED"
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    name: LeaseName
+    version: VersionName
+    version_uid: str
+    principal: str
+    instance: str
+    issue_time: datetime
+    expire_time: datetime
+    absolute_end_time: datetime
+    renewals: int = 0
+    revoke_time: datetime | None = None
+
+    def state(self, now: datetime) -> LeaseState:
+        if self.revoke_time is not None:
+            return LeaseState.REVOKED
+        return LeaseState.LIVE if now < self.expire_time else LeaseState.EXPIRED
+
+    def renew(self, bounds: LeaseBounds, asked: timedelta | None, now: datetime) -> Lease:
+        """The lease, extended from `now`; never past its absolute end, never shortened.
+
+        Raises:
+            LeaseRevoked, LeaseExpired: it has ended.
+            LeaseMaxTtl: it already lasts to its absolute end.
+        """
+        match self.state(now):
+            case LeaseState.REVOKED:
+                raise LeaseRevoked()
+            case LeaseState.EXPIRED:
+                raise LeaseExpired()
+        if self.expire_time >= self.absolute_end_time:
+            raise LeaseMaxTtl()
+        wanted = min(now + bounds.first(asked), self.absolute_end_time)
+        return replace(
+            self, expire_time=max(wanted, self.expire_time), renewals=self.renewals + 1
+        )

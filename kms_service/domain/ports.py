@@ -1,0 +1,355 @@
+"""What the use cases need of the world: small Protocols, named for what is wanted.
+
+Adapters raise only errors of `domain.errors`: Unavailable, Throttled, Conflict, Corrupt and
+WrongState families; "not there" is `None` where it is an ordinary answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Generic, Protocol, TypeVar
+
+from kms_service.domain.audit import AuditRecord
+from kms_service.domain.catalogue import Alias, Model, Project, Version, WrappedDataKey
+from kms_service.domain.decisions import AccessRequest, Decision
+from kms_service.domain.leases import Lease
+from kms_service.domain.names import AliasName, LeaseName, ModelName, ProjectName, VersionName
+from kms_service.domain.secret import SecretBytes
+
+T = TypeVar("T")
+
+
+class Clock(Protocol):
+    """Logical time (DESIGN §6 "time"): never goes back."""
+
+    def now(self) -> datetime:
+        """Aware, UTC."""
+
+
+# --- master keys (Vault) ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class MasterKeyState:
+    """A transit key as Vault tells it."""
+
+    name: str
+    latest_version: int
+    min_decryption_version: int
+    latest_version_create_time: datetime
+    auto_rotate_period: timedelta | None
+
+
+class MasterKeys(Protocol):
+    """Master keys in Vault: wraps and unwraps data keys; never shows a master key."""
+
+    def generate_data_key(
+        self, master_key: str, context: bytes
+    ) -> tuple[SecretBytes, WrappedDataKey]:
+        """A fresh 32-byte data key from Vault's random source, and its wrapped form.
+
+        Raises:
+            MasterKeyMisconfigured: the transit key is missing, or not derived.
+            VaultUnavailable, VaultSealed, VaultThrottled, VaultAccessRefused, VaultBadReply.
+        """
+
+    def unwrap(self, master_key: str, wrapped: WrappedDataKey, context: bytes) -> SecretBytes:
+        """The 32-byte data key.
+
+        Raises:
+            KeyRecordCorrupt: wrapped under another context, or damaged.
+            WrappingVersionUnusable: its master-key version is below min_decryption_version,
+                or newer than Vault knows.
+            and as `generate_data_key`.
+        """
+
+    def describe(self, master_key: str) -> MasterKeyState:
+        """State of the transit key, checked to be aes256-gcm96, derived, not exportable.
+
+        Raises: as `generate_data_key`.
+        """
+
+    def probe(self) -> None:
+        """Returns if Vault answers, unsealed and active; cheap.
+
+        Raises:
+            VaultUnavailable, VaultSealed.
+        """
+
+
+# --- state (database) ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T]):
+    """One page (AIP-158). `next_page_token` is empty at the end."""
+
+    items: Sequence[T]
+    next_page_token: str
+
+
+class ProjectTable(Protocol):
+    def get(self, name: ProjectName) -> Project | None: ...
+    def insert(self, project: Project) -> None:
+        """
+        Raises:
+            ResourceExists: the name is taken.
+        """
+
+    def list(self, page_size: int, page_token: str) -> Page[Project]:
+        """By name.
+
+        Raises:
+            InvalidField: the token is not one of ours.
+        """
+
+
+class ModelTable(Protocol):
+    def get(self, name: ModelName) -> Model | None: ...
+    def insert(self, model: Model) -> None:
+        """
+        Raises:
+            ResourceExists: the name is taken.
+        """
+
+    def list(self, parent: ProjectName, page_size: int, page_token: str) -> Page[Model]: ...
+
+
+class VersionTable(Protocol):
+    def get(self, name: VersionName) -> Version | None: ...
+    def get_by_request(self, model: ModelName, publisher: str, request_id: str) -> Version | None:
+        """The version that this publisher's request id made in this model (AIP-155)."""
+
+    def next_number(self, model: ModelName) -> int:
+        """1 more than the highest number ever given in this model, 1 for the first."""
+
+    def insert(self, version: Version) -> None:
+        """
+        Raises:
+            ConcurrentUpdate: number, uid or request id is taken.
+        """
+
+    def update(self, version: Version) -> None:
+        """Replace the row whose revision is `version.revision - 1`.
+
+        Raises:
+            ConcurrentUpdate: the row has another revision.
+        """
+
+    def list(self, parent: ModelName, page_size: int, page_token: str) -> Page[Version]:
+        """Newest (highest number) first."""
+
+    def count_by_master_key_version(self, project: ProjectName) -> dict[int, int]:
+        """How many data keys are wrapped under which master-key version."""
+
+
+class AliasTable(Protocol):
+    def get(self, name: AliasName) -> Alias | None: ...
+    def put(self, alias: Alias) -> None:
+        """Insert or replace."""
+
+    def list(self, parent: ModelName, page_size: int, page_token: str) -> Page[Alias]:
+        """By alias id."""
+
+    def of_versions(self, parent: ModelName) -> dict[int, tuple[str, ...]]:
+        """Sorted alias ids by version number."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseFilter:
+    """Which leases; None means any. `live_at` leaves out those ended by then."""
+
+    project: str
+    principal: str | None = None
+    instance: str | None = None
+    model: str | None = None
+    number: int | None = None
+    live_at: datetime | None = None
+
+
+class LeaseTable(Protocol):
+    def get(self, name: LeaseName) -> Lease | None: ...
+    def insert(self, lease: Lease) -> None: ...
+    def renew(self, lease: Lease) -> None:
+        """Store `expire_time` and `renewals` of a lease whose stored `renewals` is one less.
+
+        Raises:
+            ConcurrentUpdate: it was renewed or revoked meanwhile.
+        """
+
+    def revoke(self, which: LeaseFilter | LeaseName, now: datetime) -> int:
+        """End the matching live leases; how many ended by this call."""
+
+    def list(self, which: LeaseFilter, page_size: int, page_token: str) -> Page[Lease]:
+        """Newest first."""
+
+    def count_live(self, now: datetime) -> int: ...
+
+
+class Transaction(Protocol):
+    """One serializable transaction. Nothing is seen by others before it commits."""
+
+    @property
+    def projects(self) -> ProjectTable: ...
+    @property
+    def models(self) -> ModelTable: ...
+    @property
+    def versions(self) -> VersionTable: ...
+    @property
+    def aliases(self) -> AliasTable: ...
+    @property
+    def leases(self) -> LeaseTable: ...
+
+
+class Database(Protocol):
+    def read(self) -> AbstractContextManager[Transaction]:
+        """A consistent snapshot; writing in it is a programming error.
+
+        Raises:
+            StateUnavailable, StateCorrupt.
+        """
+
+    def write(self) -> AbstractContextManager[Transaction]:
+        """Commits durably at the end of the block; rolls back on any exception.
+
+        Raises:
+            StateUnavailable, StateCorrupt, StateConflict.
+        """
+
+    def probe(self) -> None:
+        """Returns if the database answers and its schema is current.
+
+        Raises:
+            StateUnavailable, StateCorrupt.
+        """
+
+
+# --- policy ----------------------------------------------------------------------------------------
+
+
+class PolicyEngine(Protocol):
+    def decide(self, request: AccessRequest) -> Decision:
+        """Default deny; forbid wins; any evaluation error denies. Does not raise for a denial.
+
+        Raises:
+            PolicyUnavailable: no policy set is in force.
+        """
+
+
+# --- artifacts -------------------------------------------------------------------------------------
+
+
+class ArtifactWriter(Protocol):
+    """One resumable upload, open for appending."""
+
+    def append(self, data: bytes) -> None:
+        """
+        Raises:
+            StorageUnavailable: could not be stored.
+        """
+
+    def commit(self) -> int:
+        """Make what was appended durable; bytes stored from the beginning."""
+
+
+class ArtifactStore(Protocol):
+    """Objects by artifact id. Holds ciphertext only."""
+
+    def stored_bytes(self, artifact_id: str) -> int | None:
+        """Durable bytes of a published object or unfinished upload; None: neither is there.
+
+        Raises:
+            StorageUnavailable.
+        """
+
+    def resume(self, artifact_id: str, offset_bytes: int) -> AbstractContextManager[ArtifactWriter]:
+        """Go on with an upload at `offset_bytes`; one writer at a time.
+
+        Raises:
+            UploadOffsetWrong: the stored upload ends elsewhere.
+            ConcurrentUpdate: another writer has it open.
+        """
+
+    def read(self, artifact_id: str, offset_bytes: int, length_bytes: int) -> Iterator[bytes]:
+        """The range, in chunks of at most 1 MiB; fewer bytes at the end of the object. Reads
+        unfinished uploads too: the caller decides who may see them.
+
+        Raises:
+            ArtifactMissing: no such object.
+            StorageUnavailable.
+        """
+
+    def publish(self, artifact_id: str) -> None:
+        """Turn the upload into the object, durably and atomically. Idempotent."""
+
+    def delete(self, artifact_id: str) -> None:
+        """Remove object and upload, if there. Idempotent."""
+
+    def link(self, artifact_id: str, valid_for: timedelta) -> str | None:
+        """A presigned GET link, or None where the store cannot sign."""
+
+
+# --- key transport ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ClientKey:
+    """The client's ephemeral public key, checked (key-transport-v1 §3)."""
+
+    suite: int
+    public_key: bytes
+    request_nonce: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class KeyAnswerBinding:
+    """What a key answer is bound to (key-transport-v1 §5)."""
+
+    purpose: str
+    lease: str
+    version_uid: str
+    pin: bytes
+    lease_duration: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class EncryptedDataKey:
+    """As in key_transport.proto."""
+
+    suite: int
+    session_id: bytes
+    encrypted_secret: bytes
+    nonce: bytes
+    ciphertext: bytes
+
+
+class KeyTransport(Protocol):
+    def check(self, client_key: ClientKey) -> None:
+        """
+        Raises:
+            RecipientKeyInvalid: not a key of its suite (called before Vault is).
+        """
+
+    def encrypt(
+        self,
+        data_key: SecretBytes,
+        principal: str,
+        client_key: ClientKey,
+        binding: KeyAnswerBinding,
+    ) -> EncryptedDataKey:
+        """The data key, readable by the holder of the client key only."""
+
+
+# --- audit -----------------------------------------------------------------------------------------
+
+
+class AuditLog(Protocol):
+    def append(self, record: AuditRecord) -> None:
+        """Durable when it returns.
+
+        Raises:
+            AuditUnavailable: it is not, and nothing may be issued on its strength.
+        """

@@ -1,0 +1,1 @@
+"""The API of ModelKMS: .proto files, their committed stubs, and the byte layouts both sides bind."""
