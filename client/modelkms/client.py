@@ -1,0 +1,280 @@
+"""The client: everything the SDK does, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from modelkms import catalogue, publish
+from modelkms.cache import ArtifactCache
+from modelkms.download import Downloader
+from modelkms.errors import ModelKmsError
+from modelkms.opened import OpenedModel, open_model
+from modelkms.profile import Profile
+from modelkms.reference import Reference
+from modelkms.session import Session
+from modelkms.types import (
+    AliasInfo,
+    Identity,
+    LeaseInfo,
+    MasterKeyInfo,
+    ModelInfo,
+    ProgressCallback,
+    ProjectInfo,
+    Pushed,
+    VersionInfo,
+)
+
+
+def connect(profile: str | Path | None = None, **overrides: object) -> Client:
+    """A client of the service that a profile names. Nothing is sent until it is used.
+
+    Args:
+        profile: name or path of a profile; None: `MODELKMS_PROFILE`, else `default`.
+        overrides: fields of the profile that win over file and environment
+            (`endpoint="kms.example:8443"`, `project="camera"`).
+
+    Raises:
+        ProfileInvalid: the profile is missing or wrong.
+        CredentialMissing, CredentialInvalid: certificate, key or CA file cannot be used.
+    """
+    return Client(Profile.load(profile, overrides))
+
+
+class Client:
+    """Publishes and opens models. Safe to use from several threads; close it when done.
+
+    Every method raises `ModelKmsError` with a reason of its own kind (docs/faults.md): the
+    families are in `modelkms.errors`. References are `[project/]model[@version|@alias]`; without
+    a project the profile's default holds, and a bare model means its alias `stable`.
+    """
+
+    def __init__(self, profile: Profile) -> None:
+        self.profile = profile
+        self._session = Session(profile)
+        self._cache = ArtifactCache(profile.cache_folder / "artifacts", profile.cache_max_bytes)
+        self._downloader = Downloader(self._session, self._cache)
+
+    # --- publishing and opening -----------------------------------------------------------------
+
+    def push(
+        self,
+        path: str | Path,
+        ref: str,
+        *,
+        promote: bool = False,
+        progress: ProgressCallback | None = None,
+    ) -> Pushed:
+        """Encrypt a file or folder and publish it as the next version of a model.
+
+        The first version becomes `@stable`; later ones only with `promote`. An interrupted push
+        of the same path to the same model goes on from its spooled ciphertext if that is whole;
+        else it begins a new version.
+
+        Raises:
+            SourceRejected, SourceChanged, PathUnusable: nothing was published.
+            LocalDiskFull, LocalDiskError, PushInProgress: the spool cannot be written.
+        """
+        target = self.reference(ref)
+        return publish.push(
+            self._session,
+            self.profile.state_folder,
+            Path(path),
+            target.require_model(),
+            promote=promote,
+            progress=progress,
+        )
+
+    def resolve(self, ref: str, attributes: Mapping[str, str] | None = None) -> VersionInfo:
+        """The version that a reference means now. No key is asked for."""
+        return catalogue.resolve(self._session, self.reference(ref).resource_name, attributes)
+
+    def open(
+        self,
+        ref: str,
+        attributes: Mapping[str, str] | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> OpenedModel:
+        """Lease the data key, fetch the ciphertext (or find it in the cache), open the model.
+
+        Raises:
+            ModelNotFoundOrDenied: missing or forbidden.
+            VersionDisabled, VersionNotFinalized, …: its state does not allow it.
+            ArtifactCorrupt, ArtifactMismatch, KeyAnswerInvalid: something does not verify.
+            UnavailableError: service, Vault or storage cannot be used right now.
+        """
+        name = self.reference(ref).resource_name
+        return open_model(self._session, self._downloader, name, attributes, progress)
+
+    def prefetch(self, ref: str, progress: ProgressCallback | None = None) -> VersionInfo:
+        """Fetch the ciphertext into the cache. No key is asked for.
+
+        Raises:
+            LocalDiskFull, LocalDiskError, CacheUnsafe: the cache cannot hold it.
+        """
+        version = self.resolve(ref)
+        self._downloader.prefetch(version, progress)
+        return version
+
+    # --- the catalogue --------------------------------------------------------------------------
+
+    def create_project(self, project: str) -> ProjectInfo:
+        """Create a project. Its master key must exist in Vault (an officer makes it)."""
+        return catalogue.create_project(self._session, project)
+
+    def list_projects(self) -> list[ProjectInfo]:
+        """The projects that this identity may see, by name."""
+        return catalogue.list_projects(self._session)
+
+    def list_models(self, project: str | None = None) -> list[ModelInfo]:
+        """A project's models that this identity may see, by name."""
+        return catalogue.list_models(self._session, self._project_name(project))
+
+    def list_versions(self, model_ref: str) -> list[VersionInfo]:
+        """A model's versions, newest first."""
+        model = self.reference(model_ref).require_model()
+        return catalogue.list_versions(self._session, model)
+
+    def list_aliases(self, model_ref: str) -> list[AliasInfo]:
+        """A model's aliases, by name."""
+        model = self.reference(model_ref).require_model()
+        return catalogue.list_aliases(self._session, model)
+
+    def set_alias(self, version_ref: str, alias: str) -> AliasInfo:
+        """Point an alias to a version, creating it if need be.
+
+        Raises:
+            ReferenceInvalid: `version_ref` names no version, or `alias` is no id.
+        """
+        return catalogue.set_alias(self._session, self.reference(version_ref), alias)
+
+    def promote(self, version_ref: str) -> AliasInfo:
+        """Point `@stable` to a version.
+
+        Raises:
+            ReferenceInvalid: `version_ref` names no version.
+        """
+        return self.set_alias(version_ref, "stable")
+
+    def enable(self, version_ref: str) -> VersionInfo:
+        """DISABLED → ENABLED."""
+        version = self.reference(version_ref).require_version()
+        return catalogue.enable(self._session, version)
+
+    def disable(self, version_ref: str) -> VersionInfo:
+        """ENABLED → DISABLED; the version's leases end."""
+        version = self.reference(version_ref).require_version()
+        return catalogue.disable(self._session, version)
+
+    # --- leases and master keys -----------------------------------------------------------------
+
+    def list_leases(
+        self,
+        project: str | None = None,
+        principal: str | None = None,
+        model: str | None = None,
+        show_ended: bool = False,
+    ) -> list[LeaseInfo]:
+        """A project's leases, newest first.
+
+        Args:
+            principal: only those of this SPIFFE ID.
+            model: only those of this model or version (a reference).
+            show_ended: also those that have ended.
+        """
+        parent, model_name = self._lease_scope(project, model)
+        return catalogue.list_leases(
+            self._session, parent, principal or "", model_name, show_ended=show_ended
+        )
+
+    def renew_lease(self, name: str, ttl: timedelta | None = None) -> LeaseInfo:
+        """Extend a live lease of ours.
+
+        Raises:
+            LeaseExpired, LeaseRevoked, LeaseMaxTtl: it cannot be.
+        """
+        return catalogue.renew_lease(self._session, name, ttl)
+
+    def revoke_leases(
+        self,
+        project: str | None = None,
+        lease: str | None = None,
+        principal: str | None = None,
+        model: str | None = None,
+        instance: str | None = None,
+    ) -> int:
+        """End leases: one by name (or id), or all that match everything given. How many ended.
+
+        Raises:
+            UsageError: neither a lease nor anything to match is given.
+        """
+        parent, model_name = self._lease_scope(project, model, lease)
+        return catalogue.revoke_leases(
+            self._session,
+            parent,
+            lease=lease or "",
+            principal=principal or "",
+            model=model_name,
+            instance=instance or "",
+        )
+
+    def get_master_key(self, project: str | None = None) -> MasterKeyInfo:
+        """State of a project's master key, and how many data keys are wrapped under it."""
+        return catalogue.get_master_key(self._session, self._project_name(project))
+
+    # --- this client ----------------------------------------------------------------------------
+
+    def whoami(self) -> Identity:
+        """Who this client is, and whether the service takes it. Raises only if it is away.
+
+        Raises:
+            UnavailableError: the service did not answer, so nothing can be said.
+        """
+        refusal = ""
+        try:
+            self.list_projects()
+        except ModelKmsError as error:
+            if error.exit_code != 4:
+                raise
+            refusal = error.reason
+        return self._session.identity.described(self.profile, refusal)
+
+    def reference(self, text: str) -> Reference:
+        """`text` as a reference, with the profile's default project.
+
+        Raises:
+            ReferenceInvalid: it is none.
+        """
+        return Reference.parse(text, self.profile.project)
+
+    def close(self) -> None:
+        """Close the connection. Opened models stay readable. Idempotent."""
+        self._session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _project_name(self, project: str | None) -> str:
+        return catalogue.project_name(project or self.profile.project)
+
+    def _lease_scope(
+        self, project: str | None, model: str | None, lease: str | None = None
+    ) -> tuple[str, str]:
+        """The project whose leases are meant, and the resource name of `model` (or "")."""
+        target = Reference.parse(model, project or self.profile.project) if model else None
+        if lease and lease.startswith("projects/"):
+            return catalogue.project_name(lease.split("/")[1]), ""
+        if target is not None:
+            return catalogue.project_name(target.project), target.resource_name
+        return self._project_name(project), ""

@@ -1,0 +1,211 @@
+"""What the SDK tells: frozen values, each with `as_dict()` for `--json`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from modelkms.reference import Reference, people_form
+
+
+class Info:
+    """Base of the values; fields become JSON in the obvious way."""
+
+    __slots__ = ()
+
+    def as_dict(self) -> dict[str, object]:
+        """Fields by name: times in ISO 8601, durations in seconds, bytes in hexadecimal."""
+        assert dataclasses.is_dataclass(self)
+        return {part.name: _plain(getattr(self, part.name)) for part in dataclasses.fields(self)}
+
+
+def _plain(value: object) -> object:
+    match value:
+        case Info():
+            return value.as_dict()
+        case datetime():
+            return value.isoformat()
+        case timedelta():
+            return value.total_seconds()
+        case bytes():
+            return value.hex()
+        case tuple() | list():
+            return [_plain(item) for item in value]
+        case dict():
+            return {str(key): _plain(item) for key, item in value.items()}
+        case _:
+            return value
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a long step has come. `total_bytes` is None where it is not known."""
+
+    step: str
+    done_bytes: int
+    total_bytes: int | None
+
+
+ProgressCallback = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, slots=True)
+class PinInfo(Info):
+    """What identifies a stored artifact (artifact-v1 §6): 32-byte tag, 32-byte digest."""
+
+    length_bytes: int
+    floe_header_tag: bytes
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectInfo(Info):
+    name: str
+    master_key: str
+    create_time: datetime | None
+
+    @property
+    def id(self) -> str:
+        return self.name.removeprefix("projects/")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo(Info):
+    name: str
+    create_time: datetime | None
+    labels: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def reference(self) -> str:
+        """`camera/fd`."""
+        return people_form(self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class VersionInfo(Info):
+    """One version. `state`: PENDING, ENABLED, DISABLED, DESTROY_SCHEDULED, DESTROYED, UNKNOWN."""
+
+    name: str
+    uid: str
+    state: str
+    create_time: datetime | None
+    finalize_time: datetime | None
+    publisher: str
+    pin: PinInfo | None
+    aliases: tuple[str, ...]
+    artifact_id: str
+
+    @property
+    def number(self) -> int:
+        number = Reference.parse(self.name).number
+        assert number is not None  # a version's name has one: checked where it is read
+        return number
+
+    @property
+    def reference(self) -> str:
+        """`camera/fd@3`."""
+        return people_form(self.name)
+
+    def as_dict(self) -> dict[str, object]:
+        return {**super(VersionInfo, self).as_dict(), "reference": self.reference}
+
+
+@dataclass(frozen=True, slots=True)
+class AliasInfo(Info):
+    name: str
+    version: str
+    update_time: datetime | None
+
+    @property
+    def id(self) -> str:
+        return self.name.rsplit("/", 1)[-1]
+
+    @property
+    def version_reference(self) -> str:
+        """`camera/fd@3`."""
+        return people_form(self.version)
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseInfo(Info):
+    """A lease. `state` is LIVE, EXPIRED, REVOKED or UNKNOWN, as of the answer."""
+
+    name: str
+    version: str
+    principal: str
+    instance: str
+    issue_time: datetime | None
+    expire_time: datetime | None
+    absolute_end_time: datetime | None
+    renewals: int
+    state: str
+    revoke_time: datetime | None
+
+    @property
+    def id(self) -> str:
+        return self.name.rsplit("/", 1)[-1]
+
+    @property
+    def version_reference(self) -> str:
+        """`camera/fd@3`."""
+        return people_form(self.version)
+
+
+@dataclass(frozen=True, slots=True)
+class MasterKeyInfo(Info):
+    """A project's master key. `keys_under_version`: data keys by master-key version."""
+
+    name: str
+    vault_key: str
+    latest_version: int
+    min_decryption_version: int
+    latest_version_create_time: datetime | None
+    auto_rotate_period: timedelta | None
+    keys_under_version: dict[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Pushed(Info):
+    """What a push did. `stable_version` is the resource name that `@stable` points to now."""
+
+    version: VersionInfo
+    stable_version: str
+    resumed: bool = False
+
+    @property
+    def promoted(self) -> bool:
+        """Whether readers of the unversioned reference get this version."""
+        return self.version.name == self.stable_version
+
+    @property
+    def stable_reference(self) -> str:
+        """`camera/fd@3`; empty if there is no stable version."""
+        return people_form(self.stable_version)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity(Info):
+    """Who this client is, and whether the service takes it.
+
+    Attributes:
+        spiffe_id: from the certificate; empty if it has not exactly one.
+        instance: SHA-256 of the TLS key's SPKI, 64 hexadecimal digits.
+        not_before, not_after: the certificate's validity.
+        issuer: the certificate's issuer (RFC 4514).
+        endpoint: of the service.
+        ca_file: what the service's certificate is verified against.
+        accepted: whether the service answered this identity.
+        refusal: reason why not; empty if accepted.
+    """
+
+    spiffe_id: str
+    instance: str
+    not_before: datetime
+    not_after: datetime
+    issuer: str
+    endpoint: str
+    ca_file: str
+    accepted: bool
+    refusal: str = ""
