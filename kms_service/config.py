@@ -6,15 +6,25 @@ never in the file: it names files that hold them.
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import tomllib
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
-from pydantic.functional_validators import AfterValidator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 
 from kms_service.domain.errors import ConfigurationError
 
@@ -22,33 +32,78 @@ ENVIRONMENT_PREFIX = "MODELKMS_SERVER__"
 
 
 def _beside_file(path: Path, info: ValidationInfo) -> Path:
-    base = (info.context or {}).get("base") if isinstance(info.context, dict) else None
-    return Path(base) / path if base is not None else path
+    base = _base(info)
+    return base / path if base is not None else path
 
 
+def _address(value: str) -> str:
+    """`host:port`; an IPv6 host in brackets."""
+    match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})", value)
+    if match is None or int(match[2]) > 65535:
+        raise ValueError('must be "host:port", such as "127.0.0.1:7443"')
+    return value
+
+
+def _trust_domain(value: str) -> str:
+    if re.fullmatch(r"[a-z0-9._-]{1,255}", value) is None:
+        raise ValueError("must be a SPIFFE trust domain: lower-case, without spiffe:// and port")
+    return value
+
+
+def _database_url(value: str, info: ValidationInfo) -> str:
+    """A relative SQLite file becomes absolute, beside the configuration file."""
+    file = value.removeprefix(_SQLITE)
+    if file == value or not file or file.startswith(":") or "?" in file:
+        raise ValueError('must be "sqlite:///FILE", such as "sqlite:///modelkms.db"')
+    base = _base(info)
+    return f"{_SQLITE}{base / file if base is not None else file}"
+
+
+def _base(info: ValidationInfo) -> Path | None:
+    return info.context["base"] if isinstance(info.context, dict) else None
+
+
+def _list_from_text(value: object) -> object:
+    """The environment has text only: `a,b`, or a JSON list."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
+        return json.loads(value)
+    return [part.strip() for part in value.split(",") if part.strip()]
+
+
+_SQLITE = "sqlite:///"
 ConfigPath = Annotated[Path, AfterValidator(_beside_file)]
+Address = Annotated[str, AfterValidator(_address)]
+TrustDomain = Annotated[str, AfterValidator(_trust_domain)]
+DatabaseUrl = Annotated[str, AfterValidator(_database_url)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
 class ServerSection(_Section):
     """Where and how the service listens."""
 
-    listen: str = "127.0.0.1:7443"
+    listen: Address = "127.0.0.1:7443"
     """mTLS port, `host:port`; port 0 lets the system choose (see `port_file`)."""
     certificate_file: ConfigPath
     """PEM chain; its key must be ECDSA, so that no TLS 1.2 suite fits it."""
     key_file: ConfigPath
     client_ca_file: ConfigPath
     """PEM bundle of the CAs that issue client certificates."""
-    trust_domains: tuple[str, ...] = Field(min_length=1)
+    trust_domains: Annotated[
+        tuple[TrustDomain, ...], BeforeValidator(_list_from_text), Field(min_length=1)
+    ]
     """SPIFFE trust domains served."""
     port_file: ConfigPath | None = None
     """The chosen ports are written here as JSON once everything listens:
     `{"grpc": 7443, "metrics": 9464}`."""
     threads: int = Field(default=16, ge=2, le=256)
+    """Unary calls that run at once; 8 times as many may wait."""
+    artifact_streams: int = Field(default=16, ge=1, le=256)
+    """Artifact uploads and downloads at once."""
     shutdown_grace_s: float = Field(default=10.0, ge=0, le=300)
     max_connection_age_s: float = Field(default=1800.0, ge=1)
     max_connection_age_grace_s: float = Field(default=30.0, ge=1)
@@ -57,7 +112,7 @@ class ServerSection(_Section):
 class MetricsSection(_Section):
     """Prometheus scrape endpoint (HTTP, no secrets)."""
 
-    listen: str = "127.0.0.1:9464"
+    listen: Address = "127.0.0.1:9464"
 
 
 class VaultSection(_Section):
@@ -78,9 +133,21 @@ class VaultSection(_Section):
     request_timeout_s: float = Field(default=2.0, gt=0, le=60)
     connections: int = Field(default=16, ge=1, le=256)
 
+    @model_validator(mode="after")
+    def _one_login(self) -> Self:
+        approle = (self.role_id_file is not None, self.secret_id_file is not None)
+        token = self.token_file is not None
+        if (token and any(approle)) or (not token and not all(approle)):
+            raise ValueError("set role_id_file and secret_id_file, or token_file, and not both")
+        if self.master_key_template.count("{project}") != 1 or re.search(
+            r"[{}]", self.master_key_template.replace("{project}", "")
+        ):
+            raise ValueError("master_key_template must hold {project} once")
+        return self
+
 
 class DatabaseSection(_Section):
-    url: str = "sqlite:///modelkms.db"
+    url: DatabaseUrl = "sqlite:///modelkms.db"
     """`sqlite:///FILE` (relative to the configuration file)."""
 
 
@@ -117,19 +184,13 @@ class LogSection(_Section):
     format: Literal["json", "console"] = "json"
 
 
-class Config(BaseSettings):
+class Config(_Section):
     """The whole configuration."""
-
-    model_config = SettingsConfigDict(
-        extra="forbid",
-        frozen=True,
-        env_prefix=ENVIRONMENT_PREFIX,
-        env_nested_delimiter="__",
-    )
 
     server: ServerSection
     vault: VaultSection
-    database: DatabaseSection = DatabaseSection()
+    # Validated from nothing, not made here: so the default file lies beside the configuration too.
+    database: DatabaseSection = Field(default_factory=dict, validate_default=True)
     store: StoreSection
     policy: PolicySection
     audit: AuditSection
@@ -138,14 +199,89 @@ class Config(BaseSettings):
     pending_ttl_s: float = Field(default=7 * 86400.0, gt=0)
     """A version never finalized is DESTROYED after this long."""
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The environment wins over the file (which is given as init arguments)."""
-        return env_settings, init_settings
+
+def load(path: Path, environment: Mapping[str, str] | None = None) -> Config:
+    """Read the file, let the environment override it, check all of it.
+
+    Args:
+        path: TOML file; paths in it, and in the environment, are relative to its folder.
+        environment: instead of the process's.
+
+    Raises:
+        ConfigurationError: one line for each field that is wrong: which, what, what to do.
+    """
+    values = _read(path)
+    problems = _override(values, os.environ if environment is None else environment)
+    try:
+        config = Config.model_validate(values, context={"base": path.resolve().parent})
+    except ValidationError as error:
+        problems += [_line(details) for details in error.errors(include_url=False)]
+    if problems:
+        raise ConfigurationError("\n".join(f"{path}: {problem}" for problem in problems))
+    return config
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except OSError as error:
+        raise ConfigurationError(
+            f"{path}: cannot be read: {error.strerror}; give a file with --config"
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path}: is not TOML: {error}") from error
+
+
+def _override(values: dict[str, Any], environment: Mapping[str, str]) -> list[str]:
+    """Put `MODELKMS_SERVER__SECTION__FIELD` into `values`; what names no field is a problem."""
+    problems = []
+    for name in sorted(environment):
+        if not name.startswith(ENVIRONMENT_PREFIX):
+            continue
+        path = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
+        if not _is_field(path):
+            problems.append(
+                f"environment variable {name}: no such setting; unset it, or correct its name"
+            )
+            continue
+        target = values
+        for section in path[:-1]:
+            inner = target.setdefault(section, {})
+            if not isinstance(inner, dict):  # the file has a plain value there: reported by it
+                break
+            target = inner
+        else:
+            target[path[-1]] = environment[name]
+    return problems
+
+
+def _is_field(path: list[str]) -> bool:
+    """Whether `path` leads to a setting: a field of a section, or one of the top level."""
+    section: type[BaseModel] = Config
+    for name in path[:-1]:
+        field = section.model_fields.get(name)
+        kind = field.annotation if field is not None else None
+        if not (isinstance(kind, type) and issubclass(kind, _Section)):
+            return False
+        section = kind
+    last = section.model_fields.get(path[-1])
+    return last is not None and not (
+        isinstance(last.annotation, type) and issubclass(last.annotation, _Section)
+    )
+
+
+_HINTS = {
+    "extra_forbidden": "no such setting; remove it, or correct its name",
+    "missing": "is missing; add it",
+}
+
+
+def _line(details: Mapping[str, Any]) -> str:
+    """One problem in a line, without the value, which may be long or private."""
+    field = ".".join(str(part) for part in details["loc"]) or "configuration"
+    what = _HINTS.get(details["type"])
+    if what is None:
+        what = details["msg"].removeprefix("Value error, ")
+        what = what[:1].lower() + what[1:]
+    return f"{field}: {what}"

@@ -121,6 +121,11 @@ class TlsVersionTooOld(Unauthenticated):
     default_message = "TLS 1.3 is required"
 
 
+class CredentialConflict(Unauthenticated):
+    reason = "CREDENTIAL_CONFLICT"
+    default_message = "more than one credential was presented; this port takes the certificate only"
+
+
 # --- missing or forbidden ------------------------------------------------------------------------
 
 
@@ -239,6 +244,11 @@ class StateConflict(Conflict):
 class Overloaded(Throttled):
     reason = "OVERLOADED"
     default_message = "the service is overloaded"
+
+
+class QuotaExceeded(Throttled):
+    reason = "QUOTA_EXCEEDED"
+    default_message = "too many calls of this identity at once"
 
 
 class VaultThrottled(Throttled):

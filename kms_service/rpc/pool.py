@@ -1,0 +1,116 @@
+"""Threads that run calls, and what happens when there are too many calls.
+
+gRPC hands every call to a pool at once, and a plain pool queues without end: under a burst all
+callers wait until their deadlines pass. Here each pool has a bounded queue. A call beyond it is
+handed to a spare thread, which only refuses it, with RetryInfo (F29); grpc's own
+`maximum_concurrent_rpcs` could not say when to retry.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from typing import ParamSpec, TypeVar
+
+from kms_service.domain.errors import Overloaded, QuotaExceeded
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_REFUSING_THREADS = 2
+_refused = threading.local()
+
+
+class CallPool(ThreadPoolExecutor):
+    """A pool with a bounded queue. Handlers ask `refuse_if_overloaded()` first.
+
+    Args:
+        name: of the threads.
+        threads: calls that run at once.
+        queue: calls that may wait.
+    """
+
+    def __init__(self, name: str, threads: int, queue: int) -> None:
+        super().__init__(max_workers=threads, thread_name_prefix=name)
+        self._refusals = ThreadPoolExecutor(_REFUSING_THREADS, f"{name}-refuse")
+        self._capacity = threads + queue
+        self._half_full = threads + queue // 2
+        self._pending = 0
+        self._pending_lock = threading.Lock()
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        with self._pending_lock:
+            taken = self._pending < self._capacity
+            self._pending += taken
+        if not taken:
+            return self._refusals.submit(_refusing, partial(fn, *args, **kwargs))
+        try:
+            future = super().submit(fn, *args, **kwargs)
+        except BaseException:
+            self._finished()
+            raise
+        future.add_done_callback(self._finished)
+        return future
+
+    @property
+    def crowded(self) -> bool:
+        """Half of the queue is taken."""
+        return self._pending > self._half_full
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        super().shutdown(wait, cancel_futures=cancel_futures)
+        self._refusals.shutdown(wait, cancel_futures=cancel_futures)
+
+    def _finished(self, _future: Future[T] | None = None) -> None:
+        with self._pending_lock:
+            self._pending -= 1
+
+
+def refuse_if_overloaded() -> None:
+    """To be asked first by every handler that runs in a `CallPool`.
+
+    Raises:
+        Overloaded: this call was beyond the pool's queue.
+    """
+    if getattr(_refused, "now", False):
+        raise Overloaded
+
+
+def _refusing(fn: Callable[[], T]) -> T:
+    _refused.now = True
+    try:
+        return fn()
+    finally:
+        _refused.now = False
+
+
+class FairShare:
+    """While a pool is crowded, no principal runs more than its share of the threads."""
+
+    def __init__(self, pool: CallPool, share: int) -> None:
+        self._pool = pool
+        self._share = share
+        self._running: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def turn(self, principal: str) -> Iterator[None]:
+        """
+        Raises:
+            QuotaExceeded: the principal has its share already and others are waiting.
+        """
+        with self._lock:
+            if self._pool.crowded and self._running[principal] >= self._share:
+                raise QuotaExceeded
+            self._running[principal] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._running[principal] -= 1
+                if not self._running[principal]:
+                    del self._running[principal]

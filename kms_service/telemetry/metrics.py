@@ -1,0 +1,171 @@
+"""What is counted. A registry of our own; labels come from closed sets, else `other` (F32)."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Collection
+from datetime import datetime
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily
+
+OTHER = "other"
+_LATENCY_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
+
+
+class MethodMetrics:
+    """Counters of one RPC method, their children bound once.
+
+    Not thread-safe to construct twice for a method, safe to use from many threads.
+    """
+
+    def __init__(
+        self,
+        method: str,
+        requests: Counter,
+        seconds: Histogram,
+        in_flight: Gauge,
+        codes: Collection[str],
+        reasons: Collection[str],
+    ) -> None:
+        self._method = method
+        self._requests = requests
+        self._seconds = seconds.labels(method=method)
+        self._codes = frozenset(codes)
+        self._reasons = frozenset(reasons)
+        self._bound: dict[tuple[str, str], Counter] = {}
+        self.in_flight = in_flight.labels(method=method)
+
+    def observe(self, code: str, reason: str, seconds: float) -> None:
+        """Count one finished call."""
+        bound = self._bound.get((code, reason))
+        if bound is None:
+            bound = self._requests.labels(
+                method=self._method,
+                code=code if code in self._codes else OTHER,
+                reason=reason if reason in self._reasons else OTHER,
+            )
+            # Bounded although the key is what was asked: unknown values share one entry.
+            if code in self._codes and reason in self._reasons:
+                self._bound[code, reason] = bound
+        bound.inc()
+        self._seconds.observe(seconds)
+
+
+class Metrics:
+    """All metrics of one service.
+
+    Args:
+        methods: full gRPC method names that exist; others are counted as `other`.
+        codes: names of gRPC status codes.
+        reasons: stable reasons of errors (`""` stands for success and is added).
+    """
+
+    def __init__(
+        self, methods: Collection[str], codes: Collection[str], reasons: Collection[str]
+    ) -> None:
+        self.registry = CollectorRegistry(auto_describe=True)
+        self._codes = frozenset(codes)
+        self._reasons = frozenset({"", *reasons})
+        self._requests = Counter(
+            "modelkms_rpc_requests_total",
+            "Finished calls",
+            ("method", "code", "reason"),
+            registry=self.registry,
+        )
+        self._seconds = Histogram(
+            "modelkms_rpc_seconds",
+            "Duration of calls in the service",
+            ("method",),
+            buckets=_LATENCY_BUCKETS_S,
+            registry=self.registry,
+        )
+        self._in_flight = Gauge(
+            "modelkms_rpc_in_flight", "Calls being handled", ("method",), registry=self.registry
+        )
+        self._methods = {method: self._method(method) for method in (*methods, OTHER)}
+        self.leases_issued = self._counter(
+            "modelkms_leases_issued_total", "Leases issued with their first key"
+        )
+        self.leases_live = self._gauge("modelkms_leases_live", "Leases that have not ended")
+        self.versions_expired = self._counter(
+            "modelkms_versions_expired_total",
+            "PENDING versions destroyed, never finalized",
+        )
+        self.audit_records = self._counter(
+            "modelkms_audit_records_total", "Audit records made durable"
+        )
+        self.audit_failures = self._counter(
+            "modelkms_audit_failures_total", "Audit records that could not be made durable"
+        )
+        self.policy_loads = Counter(
+            "modelkms_policy_loads_total",
+            "Policy sets read, by whether they took effect",
+            ("result",),
+            registry=self.registry,
+        )
+        for result in ("loaded", "refused"):
+            self.policy_loads.labels(result=result)
+        self.dependency_up = Gauge(
+            "modelkms_dependency_up",
+            "1 while the last probe of the dependency succeeded",
+            ("dependency",),
+            registry=self.registry,
+        )
+        for dependency in ("vault", "database"):
+            self.dependency_up.labels(dependency=dependency).set(0)
+        self.tls_reloads = Counter(
+            "modelkms_tls_reloads_total",
+            "Reloads of certificate, key or client CA, by whether they took effect",
+            ("result",),
+            registry=self.registry,
+        )
+        for result in ("loaded", "refused"):
+            self.tls_reloads.labels(result=result)
+        self.tls_last_reload_ok = self._gauge(
+            "modelkms_tls_last_reload_ok",
+            "0 while the files of certificate, key or client CA are unusable: last good kept",
+        )
+        self.certificate_expiry = self._gauge(
+            "modelkms_certificate_expiry_timestamp_seconds",
+            "When the server certificate in use expires (Unix time)",
+        )
+        self.ready = self._gauge("modelkms_ready", "1 while health says SERVING")
+
+    def method(self, method: str) -> MethodMetrics:
+        """Counters of one full gRPC method name."""
+        return self._methods.get(method, self._methods[OTHER])
+
+    def certificate_expires(self, at: datetime) -> None:
+        self.certificate_expiry.set(at.timestamp())
+
+    def observe_gauge(self, name: str, help_text: str, value: Callable[[], float | None]) -> None:
+        """A gauge whose value is asked for at each scrape; None leaves it out."""
+        self.registry.register(_AskedGauge(name, help_text, value))
+
+    def _method(self, method: str) -> MethodMetrics:
+        return MethodMetrics(
+            method, self._requests, self._seconds, self._in_flight, self._codes, self._reasons
+        )
+
+    def _counter(self, name: str, help_text: str) -> Counter:
+        return Counter(name, help_text, registry=self.registry)
+
+    def _gauge(self, name: str, help_text: str) -> Gauge:
+        return Gauge(name, help_text, registry=self.registry)
+
+
+class _AskedGauge:
+    """Collector of one value, asked for when scraped."""
+
+    def __init__(self, name: str, help_text: str, value: Callable[[], float | None]) -> None:
+        self._name, self._help, self._value = name, help_text, value
+        self._lock = threading.Lock()
+
+    def collect(self) -> list[GaugeMetricFamily]:
+        with self._lock:
+            value = self._value()
+        return [] if value is None else [GaugeMetricFamily(self._name, self._help, value=value)]
+
+    def describe(self) -> list[GaugeMetricFamily]:
+        return [GaugeMetricFamily(self._name, self._help)]
