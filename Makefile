@@ -41,9 +41,13 @@ $(STAMP): requirements/uv.txt requirements/development.txt pyproject.toml client
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e protos -e client -e .
 	@touch $@
 
-$(UV_HOME)/bin/uv:
+.PHONY: uv
+uv: $(UV)
+
+$(UV_HOME)/bin/uv: requirements/uv.txt
 	$(PYTHON) -m venv $(UV_HOME)
 	$(UV_HOME)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
+	@touch $@
 
 .PHONY: setup-go
 setup-go: ## Go 1.26 or newer: the system's, else the locked wheel outside the tree

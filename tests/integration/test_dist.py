@@ -1,0 +1,107 @@
+"""What `make dist` builds can be installed by a stranger, with the dependencies it declares."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tests.support.tools import REPOSITORY, uv_binary
+
+VERSION = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["version"]
+TREES = {
+    "modelkms_api": REPOSITORY / "protos",
+    "modelkms": REPOSITORY / "client",
+    "modelkms_server": REPOSITORY,
+}
+
+
+@pytest.fixture(scope="module")
+def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The three wheels, each made from its source distribution as `make dist` makes them."""
+    folder = tmp_path_factory.mktemp("dist")
+    for tree in TREES.values():
+        build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder)]
+        run([*build, str(tree)], cwd=REPOSITORY)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def installed(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`bin` of an environment with the wheels and, at locked versions, only what they ask for."""
+    home = tmp_path_factory.mktemp("installed") / "venv"
+    uv = str(uv_binary())
+    run([uv, "venv", "--quiet", "--python", sys.executable, str(home)])
+    lock = REPOSITORY / "requirements" / "development.txt"
+    install = [uv, "pip", "install", "--quiet", "--python", str(home / "bin" / "python")]
+    wheels = [
+        f"{name} @ {path.as_uri()}" if name != "modelkms_server" else server_with_extras(path)
+        for name, path in wheel_files(dist).items()
+    ]
+    run([*install, "--constraints", str(lock), *wheels])
+    return home / "bin"
+
+
+def server_with_extras(wheel: Path) -> str:
+    return f"modelkms-server[dev-stack,postgresql] @ {wheel.as_uri()}"
+
+
+def wheel_files(dist: Path) -> dict[str, Path]:
+    return {name: dist / f"{name}-{VERSION}-py3-none-any.whl" for name in TREES}
+
+
+def test_each_distribution_has_a_wheel_and_a_source_archive(dist: Path) -> None:
+    expected = {f"{name}-{VERSION}-py3-none-any.whl" for name in TREES}
+    expected |= {f"{name}-{VERSION}.tar.gz" for name in TREES}
+    assert {path.name for path in dist.iterdir() if not path.name.startswith(".")} == expected
+
+
+@pytest.mark.parametrize("command", ["modelkms", "modelkms-server"])
+def test_commands_run(installed: Path, command: str) -> None:
+    assert VERSION in run([str(installed / command), "--version"])
+    assert "Usage" in run([str(installed / command), "--help"])
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["modelkms", "modelkms_api", "kms_service.bootstrap", "kms_service.development.stack"],
+)
+def test_modules_import_from_the_wheel(installed: Path, tmp_path: Path, module: str) -> None:
+    where = f"import {module} as m; print(m.__file__)"
+    path = Path(run([str(installed / "python"), "-I", "-c", where], cwd=tmp_path).strip())
+    assert path.is_relative_to(installed.parent)
+
+
+def test_the_wheels_are_typed_licensed_and_whole(installed: Path) -> None:
+    (site,) = installed.parent.glob("lib/python*/site-packages")
+    for package in ("modelkms", "modelkms_api", "kms_service"):
+        assert (site / package / "py.typed").exists()
+    for name in TREES:
+        (information,) = site.glob(f"{name}-{VERSION}.dist-info")
+        licence = (information / "licenses" / "LICENSE").read_text()
+        assert licence == (REPOSITORY / "LICENSE").read_text()
+    for name, tree in {"modelkms": "client", "kms_service": ".", "modelkms_api": "protos"}.items():
+        assert sources(site / name) == sources(REPOSITORY / tree / name)
+
+
+def sources(package: Path) -> set[Path]:
+    """Every file of a package but compiled ones."""
+    return {
+        path.relative_to(package)
+        for path in package.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+
+
+def run(command: list[str], cwd: Path | None = None) -> str:
+    """Standard output; a failing command fails the test with what it said."""
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+    done = subprocess.run(
+        command, cwd=cwd, env=clean, capture_output=True, text=True, check=False, timeout=170
+    )
+    assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+    return done.stdout

@@ -1,0 +1,209 @@
+"""The house is in order: what must hold of the tree itself, whatever the code does."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from tests.support.tools import REPOSITORY
+
+PROMISED_TARGETS = {
+    *("setup", "demo", "test", "test-faults", "test-vault", "fuzz"),
+    *("dist", "check", "bench", "protos", "dev", "clean"),
+}
+LOCKS = ("uv", "go", "development", "fuzz")
+
+# Written in two halves, so that this file does not hold what it looks for.
+PATHS_OF_A_MACHINE = [
+    "/wo" + "rk/",
+    "/ro" + "ot/",
+    "/ho" + "me/[a-z]+/",
+    "/Us" + "ers/[a-z]+/",
+]
+REGISTRY_HOSTS = [
+    "py" + r"pi\.org",
+    "python" + r"hosted\.org",
+    "proxy" + r"\.golang\.org",
+    "sum" + r"\.golang\.org",
+    "npm" + r"js\.(org|com)",
+    "deb" + r"\.debian\.org",
+    "cra" + r"tes\.io",
+    "maven" + r"\.org",
+]
+FORBIDDEN = re.compile(
+    "|".join([*(rf"(?<![\w.$}}~-]){path}" for path in PATHS_OF_A_MACHINE), *REGISTRY_HOSTS])
+)
+
+
+def tree_files() -> list[Path]:
+    """Files of the tree: tracked, or new and not ignored; in an unpacked archive all but builds."""
+    listing = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        check=False,
+    )
+    if listing.returncode == 0:
+        names = [os.fsdecode(name) for name in listing.stdout.split(b"\0") if name]
+        return [path for name in names if (path := REPOSITORY / name).is_file()]
+    built = {".venv", ".modelkms-dev", "dist", "__pycache__", ".git"}
+    return [
+        path
+        for path in REPOSITORY.rglob("*")
+        if path.is_file()
+        and not any(part in built or part.endswith("_cache") for part in path.parts)
+    ]
+
+
+def test_no_file_names_a_machine_or_a_registry() -> None:
+    found = [
+        f"{path.relative_to(REPOSITORY)}:{number}: {match[0]}"
+        for path in tree_files()
+        for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1)
+        if (match := FORBIDDEN.search(line))
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_every_requirement_is_exact_and_hashed(lock: str) -> None:
+    for block in requirement_blocks(lock):
+        assert re.match(r"[a-z0-9.\[\]-]+==\S+", block), block
+        assert "--hash=sha256:" in block, block
+        assert "://" not in block, block
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_locks_hold_what_their_sources_ask_for(lock: str) -> None:
+    locked: dict[str, list[str]] = {}
+    for block in requirement_blocks(lock):
+        requirement = Requirement(block.split("--hash", 1)[0])
+        version = str(requirement.specifier).removeprefix("==")
+        locked.setdefault(canonicalize_name(requirement.name), []).append(version)
+
+    for line in (REPOSITORY / "requirements" / f"{lock}.in").read_text().splitlines():
+        if line and not line.startswith("#"):
+            asked = Requirement(line)
+            versions = locked.get(canonicalize_name(asked.name), [])
+            assert any(asked.specifier.contains(version) for version in versions), (
+                f"{line}: locked {versions}; run: make requirements"
+            )
+
+
+def requirement_blocks(lock: str) -> list[str]:
+    """One string a requirement, its continuation lines joined, comments left out."""
+    text = (REPOSITORY / "requirements" / f"{lock}.txt").read_text()
+    lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
+    blocks = "\n".join(lines).replace("\\\n", " ").splitlines()
+    return [block for block in blocks if block.strip()]
+
+
+def test_what_the_distributions_need_is_locked() -> None:
+    locked = {
+        canonicalize_name(Requirement(block.split("--hash", 1)[0]).name)
+        for block in requirement_blocks("development")
+    }
+    ours = {"modelkms", "modelkms-api", "modelkms-server"}
+    for folder in (".", "client", "protos"):
+        project = pyproject(folder)["project"]
+        extras = project.get("optional-dependencies", {}).values()
+        for line in [*project["dependencies"], *(line for extra in extras for line in extra)]:
+            name = canonicalize_name(Requirement(line).name)
+            assert name in locked | ours, f"{folder}: {line}"
+
+
+def test_the_three_distributions_have_one_version_and_licence() -> None:
+    packages = {".": "kms_service", "client": "modelkms", "protos": "modelkms_api"}
+    versions = {pyproject(folder)["project"]["version"] for folder in packages}
+    assert len(versions) == 1
+    (version,) = versions
+    for folder, package in packages.items():
+        init = (REPOSITORY / folder / package / "__init__.py").read_text()
+        assert f'__version__ = "{version}"' in init
+        licence = (REPOSITORY / folder / "LICENSE").read_text()
+        assert licence == (REPOSITORY / "LICENSE").read_text()
+        for line in pyproject(folder)["project"]["dependencies"]:
+            requirement = Requirement(line)
+            if requirement.name.startswith("modelkms"):
+                assert str(requirement.specifier) == f"=={version}", line
+    changelog = (REPOSITORY / "CHANGELOG.md").read_text()
+    assert f"## [{version}]" in changelog
+
+
+def pyproject(folder: str) -> dict[str, dict[str, dict[str, list[str]]]]:
+    return tomllib.loads((REPOSITORY / folder / "pyproject.toml").read_text())
+
+
+def test_make_help_lists_every_target() -> None:
+    makefile = (REPOSITORY / "Makefile").read_text()
+    phony = set(re.findall(r"^\.PHONY: (\S+)", makefile, re.MULTILINE))
+    helped = subprocess.run(
+        ["make", "--no-print-directory", "help"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    listed = set(re.findall(r"^  make (\S+) +\S", helped.stdout, re.MULTILINE))
+    assert listed == phony - {"stubs", "uv"}  # these two serve the others
+    assert listed >= PROMISED_TARGETS
+
+
+def test_every_make_command_in_the_documents_exists() -> None:
+    makefile = (REPOSITORY / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z][a-z-]*):", makefile, re.MULTILINE))
+    for path in documents():
+        for target in re.findall(r"`make ([a-z][a-z-]*)`|^make ([a-z][a-z-]*)", path.read_text()):
+            assert "".join(target) in targets, f"{path.relative_to(REPOSITORY)}: make {target}"
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    broken = [
+        f"{path.relative_to(REPOSITORY)}: {target}"
+        for path in documents()
+        for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text())
+        if not target.startswith(("https://", "#"))
+        and not (path.parent / target.split("#")[0]).exists()
+    ]
+    assert broken == []
+
+
+def documents() -> list[Path]:
+    return [path for path in tree_files() if path.suffix == ".md"]
+
+
+def test_the_domain_imports_only_itself_the_shared_layouts_and_the_standard_library() -> None:
+    allowed = sys.stdlib_module_names | {"modelkms_api.encoding", "modelkms_api.key_transport"}
+    no_world = {"asyncio", "io", "os", "pathlib", "random", "socket", "subprocess", "time"}
+    for path in (REPOSITORY / "kms_service" / "domain").glob("*.py"):
+        for module in imported_modules(path):
+            if not module.startswith("kms_service.domain"):
+                assert module in allowed or module.split(".")[0] in allowed, (
+                    f"{path.name}: {module}"
+                )
+                assert module.split(".")[0] not in no_world, f"{path.name}: {module}"
+
+
+def imported_modules(path: Path) -> list[str]:
+    modules = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            modules += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            modules.append(node.module or "")
+    return modules
+
+
+def test_ci_can_be_run() -> None:
+    assert os.access(REPOSITORY / ".ci" / "run", os.X_OK)
+    subprocess.run(["bash", "-n", REPOSITORY / ".ci" / "run"], check=True)
