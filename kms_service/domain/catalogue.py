@@ -69,6 +69,10 @@ class WrappedDataKey:
     master_key_version: int
 
 
+NO_DATA_KEY = WrappedDataKey("", 0)
+"""What a DESTROYED version has in place of its wrapped data key."""
+
+
 @dataclass(frozen=True, slots=True)
 class Version:
     """One version of a model. `revision` counts its changes, for compare-and-swap."""
@@ -88,12 +92,18 @@ class Version:
     def finalize(self, pin: ArtifactPin, now: datetime) -> Version:
         """PENDING → ENABLED, with the pin.
 
-        Raises:
-            VersionNotPending: in any other state.
+        Raises: as `require_pending`.
         """
-        if self.state is not VersionState.PENDING:
-            raise VersionNotPending()
+        self.require_pending()
         return self._next(VersionState.ENABLED, pin=pin, finalize_time=now)
+
+    def expire(self) -> Version:
+        """PENDING → DESTROYED: never finalized in its time; the wrapped data key goes with it.
+
+        Raises: as `require_pending`.
+        """
+        self.require_pending()
+        return replace(self._next(VersionState.DESTROYED), wrapped_key=NO_DATA_KEY)
 
     def enable(self) -> Version:
         """DISABLED → ENABLED; ENABLED stays.
@@ -130,8 +140,11 @@ class Version:
     def require_pending(self) -> None:
         """
         Raises:
-            VersionNotPending: the version is finalized or gone.
+            VersionNotPending: the version is finalized.
+            VersionDestroyed: it is gone.
         """
+        if self.state is VersionState.DESTROYED:
+            raise VersionDestroyed()
         if self.state is not VersionState.PENDING:
             raise VersionNotPending()
 

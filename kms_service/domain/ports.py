@@ -29,6 +29,17 @@ class Clock(Protocol):
         """Aware, UTC."""
 
 
+class Liveness(Protocol):
+    """Whether anybody still waits for this call's answer. A handler is not stopped when its
+    caller goes away, so use cases ask before they call Vault and before they release a key."""
+
+    def check(self) -> None:
+        """
+        Raises:
+            DeadlineExceeded: the deadline is over, or the caller cancelled or went away.
+        """
+
+
 # --- master keys (Vault) ---------------------------------------------------------------------------
 
 
@@ -142,8 +153,12 @@ class VersionTable(Protocol):
     def list(self, parent: ModelName, page_size: int, page_token: str) -> Page[Version]:
         """Newest (highest number) first."""
 
+    def pending_before(self, created_before: datetime, limit: int) -> Sequence[Version]:
+        """At most `limit` PENDING versions of any project created before then, oldest first."""
+
     def count_by_master_key_version(self, project: ProjectName) -> dict[int, int]:
-        """How many data keys are wrapped under which master-key version."""
+        """How many data keys are wrapped under which master-key version. DESTROYED versions
+        have none."""
 
 
 class AliasTable(Protocol):
