@@ -73,7 +73,7 @@ dist: setup ## wheels and source distributions of the three distributions, into 
 # --- tests -----------------------------------------------------------------------------------------
 # pytest exits 5 when it collected nothing: make takes that, like any other non-zero, as failure.
 
-PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
 .PHONY: test
 test: setup setup-go ## every test but those of test-faults and test-vault

@@ -1,0 +1,21 @@
+"""What holds for every test."""
+
+from __future__ import annotations
+
+import hypothesis
+import pytest
+
+# Wall-clock deadlines of single examples say more about the machine's load than about the code;
+# pytest-timeout bounds the test as a whole.
+hypothesis.settings.register_profile("modelkms", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("modelkms")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With `--dist loadgroup` a file's tests stay on one worker, unless they name another group:
+    what a module fixture starts (a server, a build) is started once.
+    """
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
