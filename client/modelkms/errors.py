@@ -20,6 +20,7 @@ class ModelKmsError(Exception):
         hint: what to do next; None where there is nothing to say.
         metadata: facts that belong to it (`decision_id`, `incident_id`, sizes).
         exit_code: what the command line ends with.
+        retry_after_s: when the service says that a retry may help, in seconds; else None.
     """
 
     exit_code: ClassVar[int] = 1
@@ -39,6 +40,7 @@ class ModelKmsError(Exception):
         self.reason = reason or self.default_reason
         self.hint = hint or self.default_hint
         self.metadata: dict[str, str] = dict(metadata or {})
+        self.retry_after_s: float | None = None
 
     def as_dict(self) -> dict[str, object]:
         """What `--json` prints."""
@@ -115,6 +117,13 @@ class WrongStateError(ModelKmsError):
 
     exit_code = 8
     default_reason = "FAILED_PRECONDITION"
+
+
+class AnswerInvalid(InternalError):
+    """The service's answer breaks the API's contract."""
+
+    default_reason = "ANSWER_INVALID"
+    default_hint = "client and service do not fit together; upgrade the older one"
 
 
 # --- usage ---

@@ -1,0 +1,125 @@
+"""From the API's messages to the SDK's values. Distrusts what came: names must be of their kind."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from modelkms_api.v1 import resources_pb2
+
+from modelkms.errors import AnswerInvalid, ModelKmsError
+from modelkms.reference import Reference
+from modelkms.types import (
+    AliasInfo,
+    LeaseInfo,
+    MasterKeyInfo,
+    ModelInfo,
+    PinInfo,
+    ProjectInfo,
+    VersionInfo,
+)
+
+_UNKNOWN = "UNKNOWN"
+
+
+def project(message: resources_pb2.Project) -> ProjectInfo:
+    return ProjectInfo(message.name, message.master_key, _time(message, "create_time"))
+
+
+def model(message: resources_pb2.Model) -> ModelInfo:
+    return ModelInfo(message.name, _time(message, "create_time"), dict(message.labels))
+
+
+def version(message: resources_pb2.Version) -> VersionInfo:
+    """
+    Raises:
+        AnswerInvalid: name, uid, artifact id or pin are not of their form.
+    """
+    require_version_name(message.name)
+    for value in (message.uid, message.artifact_id):
+        if len(value) != 32 or not set(value) <= set("0123456789abcdef"):
+            raise AnswerInvalid("the service sent a version whose ids are not of their form")
+    return VersionInfo(
+        name=message.name,
+        uid=message.uid,
+        state=_state(resources_pb2.VersionState, message.state, "VERSION_STATE_"),
+        create_time=_time(message, "create_time"),
+        finalize_time=_time(message, "finalize_time"),
+        publisher=message.publisher,
+        pin=_pin(message.pin) if message.HasField("pin") else None,
+        aliases=tuple(message.aliases),
+        artifact_id=message.artifact_id,
+    )
+
+
+def alias(message: resources_pb2.Alias) -> AliasInfo:
+    require_version_name(message.version)
+    return AliasInfo(message.name, message.version, _time(message, "update_time"))
+
+
+def lease(message: resources_pb2.Lease) -> LeaseInfo:
+    require_version_name(message.version)
+    return LeaseInfo(
+        name=message.name,
+        version=message.version,
+        principal=message.principal,
+        instance=message.instance,
+        issue_time=_time(message, "issue_time"),
+        expire_time=_time(message, "expire_time"),
+        absolute_end_time=_time(message, "absolute_end_time"),
+        renewals=message.renewals,
+        state=_state(resources_pb2.LeaseState, message.state, "LEASE_STATE_"),
+        revoke_time=_time(message, "revoke_time"),
+    )
+
+
+def master_key(message: resources_pb2.MasterKey) -> MasterKeyInfo:
+    period = message.auto_rotate_period
+    return MasterKeyInfo(
+        name=message.name,
+        vault_key=message.vault_key,
+        latest_version=message.latest_version,
+        min_decryption_version=message.min_decryption_version,
+        latest_version_create_time=_time(message, "latest_version_create_time"),
+        auto_rotate_period=(
+            period.ToTimedelta() if message.HasField("auto_rotate_period") else None
+        ),
+        keys_under_version={
+            entry.master_key_version: entry.data_keys for entry in message.keys_under_version
+        },
+    )
+
+
+def require_version_name(name: str) -> None:
+    """
+    Raises:
+        AnswerInvalid: `name` is not `projects/…/models/…/versions/…`.
+    """
+    try:
+        number = Reference.parse(name).number
+    except ModelKmsError:
+        number = None
+    if number is None or not name.startswith("projects/"):
+        raise AnswerInvalid("the service sent a version name that is none")
+
+
+def _pin(message: resources_pb2.ArtifactPin) -> PinInfo:
+    if len(message.floe_header_tag) != 32 or len(message.digest) != 32:
+        raise AnswerInvalid("the service sent an artifact pin that is none")
+    return PinInfo(message.length_bytes, message.floe_header_tag, message.digest)
+
+
+def _time(message: object, field: str) -> datetime | None:
+    value: Timestamp = getattr(message, field)
+    present: bool = message.HasField(field)  # type: ignore[attr-defined]  # any message with it
+    return value.ToDatetime(UTC) if present else None
+
+
+def _state(enum: object, value: int, prefix: str) -> str:
+    """Its name without prefix; a state this client does not know is UNKNOWN, so not openable."""
+    try:
+        name: str = enum.Name(value)  # type: ignore[attr-defined]  # EnumTypeWrapper: no public type
+    except ValueError:
+        return _UNKNOWN
+    short = name.removeprefix(prefix)
+    return _UNKNOWN if short == "UNSPECIFIED" else short

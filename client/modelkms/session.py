@@ -1,0 +1,139 @@
+"""Calls to the service: deadlines, bounded retries, and errors of ours instead of gRPC's."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import grpc
+from google.protobuf.message import Message
+from modelkms_api.v1.artifact_service_pb2_grpc import ArtifactServiceStub
+from modelkms_api.v1.key_service_pb2_grpc import KeyServiceStub
+from modelkms_api.v1.master_key_service_pb2_grpc import MasterKeyServiceStub
+from modelkms_api.v1.model_service_pb2_grpc import ModelServiceStub
+
+from modelkms.channel import MAX_MESSAGE_BYTES, open_channel, why_unreachable
+from modelkms.errors import ModelKmsError, RequestTooLarge, ServiceUnavailable
+from modelkms.identity import ClientIdentity
+from modelkms.key_transport import KeyTransport
+from modelkms.profile import Profile
+from modelkms.rpc_errors import from_rpc_error, is_bare
+
+_log = logging.getLogger("modelkms")
+
+Request = TypeVar("Request", bound=Message)
+Response = TypeVar("Response", bound=Message)
+
+DEADLINE_S = 30.0
+"""Of one call with all its retries."""
+ATTEMPTS = 4
+_FIRST_PAUSE_S = 0.2
+_LONGEST_PAUSE_S = 5.0
+
+_RETRIED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED)
+
+
+class Session:
+    """One channel and what belongs to it. Safe to use from several threads."""
+
+    def __init__(
+        self,
+        profile: Profile,
+        *,
+        sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """
+        Raises:
+            CredentialMissing, CredentialInvalid, ProfileInvalid: a file cannot be used.
+        """
+        self.profile = profile
+        self.identity = ClientIdentity.load(profile)
+        self.keys = KeyTransport()
+        self._sleep = sleep
+        self._clock = clock
+        self._closed = threading.Event()
+        self._channel = open_channel(profile, self.identity)
+        self.models = ModelServiceStub(self._channel)
+        self.leases = KeyServiceStub(self._channel)
+        self.master_keys = MasterKeyServiceStub(self._channel)
+        self.artifacts = ArtifactServiceStub(self._channel)
+
+    def call(
+        self,
+        method: grpc.UnaryUnaryMultiCallable[Request, Response],
+        request: Request,
+        *,
+        idempotent: bool = True,
+        deadline_s: float = DEADLINE_S,
+    ) -> Response:
+        """One unary call.
+
+        An outage (UNAVAILABLE), or a limit whose answer says when to come back, is retried if the
+        call is idempotent: at most three times, with growing pauses and jitter, and not past the
+        deadline.
+
+        Raises:
+            ModelKmsError: of the reason that the service gave; a bare UNAVAILABLE is looked into.
+        """
+        if request.ByteSize() > MAX_MESSAGE_BYTES:
+            raise RequestTooLarge(
+                f"the request has {request.ByteSize():,} bytes, more than {MAX_MESSAGE_BYTES:,}"
+            )
+        end = self._clock() + deadline_s
+        for attempt in range(1, ATTEMPTS + 1):
+            self._require_open()
+            try:
+                return method(request, timeout=max(end - self._clock(), 0.001))
+            except grpc.RpcError as error:
+                told = self.explain(error)
+                pause_s = self.pause_s(attempt, told)
+                last = attempt == ATTEMPTS or self._clock() + pause_s >= end
+                if last or not idempotent or not may_retry(error, told):
+                    raise told from None
+                _log.info("retrying after %s in %.2f s", told.reason, pause_s)
+                self._sleep(pause_s)
+        raise AssertionError("the last attempt returns or raises")
+
+    def explain(self, error: grpc.RpcError) -> ModelKmsError:
+        """Our error for a failed call."""
+        if error.code() is grpc.StatusCode.UNAVAILABLE and is_bare(error):
+            # gRPC says the same for a closed port, a foreign CA and a missing certificate.
+            return why_unreachable(self.profile, self.identity)
+        return from_rpc_error(error)
+
+    def pause_s(self, attempt: int, error: ModelKmsError) -> float:
+        """How long to wait before the next attempt: full jitter, at least what the service says."""
+        ceiling = min(_FIRST_PAUSE_S * 2 ** (attempt - 1), _LONGEST_PAUSE_S)
+        return (error.retry_after_s or 0.0) + random.uniform(ceiling / 2, ceiling)  # noqa: S311
+
+    def pause(self, seconds: float) -> None:
+        self._sleep(seconds)
+
+    def close(self) -> None:
+        """Close the channel. Idempotent."""
+        self._closed.set()
+        self.keys.forget()
+        self._channel.close()
+
+    def _require_open(self) -> None:
+        if self._closed.is_set():
+            raise ServiceUnavailable(
+                "the client is closed", reason="CLIENT_CLOSED", hint="connect again"
+            )
+
+
+def may_retry(error: grpc.RpcError, told: ModelKmsError) -> bool:
+    """Whether the same call may succeed a moment later.
+
+    An outage may end. What the handshake probe found to be a matter of identity will not. A full
+    quota is retried only where the service says when (grpcio's own RESOURCE_EXHAUSTED, a message
+    too large, says nothing: F26).
+    """
+    if error.code() not in _RETRIED or told.exit_code != ServiceUnavailable.exit_code:
+        return False
+    return error.code() is grpc.StatusCode.UNAVAILABLE or told.retry_after_s is not None
