@@ -17,7 +17,8 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
 from kms_service.rpc.pipeline import Pipeline
 
-Handlers = dict[str, grpc.RpcMethodHandler[Any, Any]]
+Handlers = dict[str, "grpc.RpcMethodHandler[Any, Any]"]
+"""Method name to handler."""
 
 
 def full_method(method: MethodDescriptor) -> str:

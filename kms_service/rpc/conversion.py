@@ -1,0 +1,277 @@
+"""Between wire and domain: what comes in is parsed and checked once, here; what goes out is built.
+
+Free text is checked for what could deceive a reader of logs (F23, F24). Names and ids have
+narrower grammars of their own (`domain.names`).
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+from modelkms_api import key_transport
+from modelkms_api.v1 import key_transport_pb2, resources_pb2
+
+from kms_service.domain.catalogue import (
+    Alias,
+    ArtifactPin,
+    Model,
+    Project,
+    Version,
+    VersionState,
+)
+from kms_service.domain.errors import InvalidField, RecipientKeyInvalid
+from kms_service.domain.leases import Lease, LeaseState
+from kms_service.domain.names import check_id
+from kms_service.domain.ports import ClientKey, EncryptedDataKey
+
+MAX_TEXT_BYTES = 2048
+MAX_MAP_ENTRIES = 32
+MAX_MAP_VALUE_BYTES = 128
+MAX_PAGE_SIZE = 1000
+DEFAULT_PAGE_SIZE = 100
+MAX_PAGE_TOKEN_BYTES = 512
+_FLOE_HEADER_TAG_BYTES = 32
+_DIGEST_BYTES = 32
+_MAX_ARTIFACT_BYTES = 1 << 48
+_MAX_PUBLIC_KEY_BYTES = (
+    key_transport.MLKEM768_PUBLIC_KEY_BYTES + key_transport.X25519_PUBLIC_KEY_BYTES
+)
+
+# --- in ------------------------------------------------------------------------------------------
+
+
+def text(value: str, field: str, max_bytes: int = MAX_TEXT_BYTES) -> str:
+    """Free text that is safe to show: no control or bidirectional characters, NFC.
+
+    Raises:
+        InvalidField: empty, too long, or with such characters.
+    """
+    if not value:
+        raise InvalidField(field, "must not be empty")
+    if len(value.encode()) > max_bytes:
+        raise InvalidField(field, f"must be at most {max_bytes} bytes of UTF-8")
+    for char in value:
+        # Cc control, Cf format (bidi among them), Cs surrogate, Co private, Zl/Zp line separators
+        if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"):
+            raise InvalidField(field, "must not hold control or formatting characters")
+    if not unicodedata.is_normalized("NFC", value):
+        raise InvalidField(field, "must be in Unicode normalization form C")
+    return value
+
+
+def optional_text(value: str, field: str, max_bytes: int = MAX_TEXT_BYTES) -> str | None:
+    """As `text`; empty means not given."""
+    return text(value, field, max_bytes) if value else None
+
+
+def labels(entries: Mapping[str, str], field: str) -> dict[str, str]:
+    """Labels or attributes: at most 32, keys as ids are, values of at most 128 bytes.
+
+    Raises:
+        InvalidField: naming the field; a bad key is not echoed.
+    """
+    if len(entries) > MAX_MAP_ENTRIES:
+        raise InvalidField(field, f"must have at most {MAX_MAP_ENTRIES} entries")
+    return {
+        check_id(key, f"{field} (a key)"): text(value, f"{field} (a value)", MAX_MAP_VALUE_BYTES)
+        for key, value in entries.items()
+    }
+
+
+def page_size(value: int) -> int:
+    """
+    Raises:
+        InvalidField: negative or over 1,000.
+    """
+    if not 0 <= value <= MAX_PAGE_SIZE:
+        raise InvalidField("page_size", f"must be 1 to {MAX_PAGE_SIZE}, or 0 for the default")
+    return value or DEFAULT_PAGE_SIZE
+
+
+def page_token(value: str) -> str:
+    """
+    Raises:
+        InvalidField: too long or not printable ASCII; the table checks the rest.
+    """
+    if len(value) > MAX_PAGE_TOKEN_BYTES or (value and re.fullmatch(r"[!-~]+", value) is None):
+        raise InvalidField("page_token", "must be a next_page_token of ours")
+    return value
+
+
+def request_id(value: str) -> str:
+    """
+    Raises:
+        InvalidField: not a UUID of 36 characters (AIP-155).
+    """
+    shape = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
+    if re.fullmatch(shape, value) is None:
+        raise InvalidField("request_id", "must be a UUID: 36 characters, lower-case")
+    return value
+
+
+def instance(value: str) -> str | None:
+    """
+    Raises:
+        InvalidField: not 64 hexadecimal digits.
+    """
+    if not value:
+        return None
+    if re.fullmatch(r"[0-9a-f]{64}", value) is None:
+        raise InvalidField("instance", "must be 64 lower-case hexadecimal digits")
+    return value
+
+
+def ttl(message: Duration, given: bool, field: str = "ttl") -> timedelta | None:
+    """
+    Raises:
+        InvalidField: not over 0, or longer than a year.
+    """
+    if not given:
+        return None
+    milliseconds = message.seconds * 1000 + message.nanos // 1_000_000
+    if not 0 < milliseconds <= 366 * 86_400_000:
+        raise InvalidField(field, "must be over 0 and at most a year")
+    return timedelta(milliseconds=milliseconds)
+
+
+def client_key(message: key_transport_pb2.ClientKey, given: bool) -> ClientKey:
+    """Lengths only; whether it is a key of its suite is for `KeyTransport.check`.
+
+    Raises:
+        RecipientKeyInvalid: missing, of an unknown suite, or longer than any key.
+        InvalidField: the request nonce is not 16 to 32 bytes.
+    """
+    known = key_transport_pb2.KeyTransportSuite.values()
+    if not given or message.suite == 0 or message.suite not in known:
+        raise RecipientKeyInvalid
+    if not 0 < len(message.public_key) <= _MAX_PUBLIC_KEY_BYTES:
+        raise RecipientKeyInvalid
+    shortest = key_transport.MIN_REQUEST_NONCE_BYTES
+    longest = key_transport.MAX_REQUEST_NONCE_BYTES
+    if not shortest <= len(message.request_nonce) <= longest:
+        raise InvalidField("client_key.request_nonce", f"must be {shortest} to {longest} bytes")
+    return ClientKey(message.suite, message.public_key, message.request_nonce)
+
+
+def pin(message: resources_pb2.ArtifactPin, given: bool) -> ArtifactPin:
+    """
+    Raises:
+        InvalidField: missing, or a part has not its length.
+    """
+    if not given:
+        raise InvalidField("pin", "must be given")
+    if not 0 < message.length_bytes <= _MAX_ARTIFACT_BYTES:
+        raise InvalidField("pin.length_bytes", "must be over 0 and at most 2^48")
+    if len(message.floe_header_tag) != _FLOE_HEADER_TAG_BYTES:
+        raise InvalidField("pin.floe_header_tag", f"must be {_FLOE_HEADER_TAG_BYTES} bytes")
+    if len(message.digest) != _DIGEST_BYTES:
+        raise InvalidField("pin.digest", f"must be {_DIGEST_BYTES} bytes")
+    return ArtifactPin(message.length_bytes, message.floe_header_tag, message.digest)
+
+
+# --- out -----------------------------------------------------------------------------------------
+
+_VERSION_STATES = {
+    VersionState.PENDING: resources_pb2.VERSION_STATE_PENDING,
+    VersionState.ENABLED: resources_pb2.VERSION_STATE_ENABLED,
+    VersionState.DISABLED: resources_pb2.VERSION_STATE_DISABLED,
+    VersionState.DESTROY_SCHEDULED: resources_pb2.VERSION_STATE_DESTROY_SCHEDULED,
+    VersionState.DESTROYED: resources_pb2.VERSION_STATE_DESTROYED,
+}
+_LEASE_STATES = {
+    LeaseState.LIVE: resources_pb2.LEASE_STATE_LIVE,
+    LeaseState.EXPIRED: resources_pb2.LEASE_STATE_EXPIRED,
+    LeaseState.REVOKED: resources_pb2.LEASE_STATE_REVOKED,
+}
+
+
+def timestamp(time: datetime | None) -> Timestamp | None:
+    """None stays None: an absent field."""
+    if time is None:
+        return None
+    message = Timestamp()
+    message.FromDatetime(time.astimezone(UTC).replace(tzinfo=None))
+    return message
+
+
+def duration(delta: timedelta | None) -> Duration | None:
+    if delta is None:
+        return None
+    message = Duration()
+    message.FromTimedelta(delta)
+    return message
+
+
+def project_message(project: Project) -> resources_pb2.Project:
+    return resources_pb2.Project(
+        name=str(project.name),
+        master_key=project.master_key,
+        create_time=timestamp(project.create_time),
+    )
+
+
+def model_message(model: Model) -> resources_pb2.Model:
+    return resources_pb2.Model(
+        name=str(model.name), create_time=timestamp(model.create_time), labels=dict(model.labels)
+    )
+
+
+def pin_message(pin: ArtifactPin | None) -> resources_pb2.ArtifactPin | None:
+    if pin is None:
+        return None
+    return resources_pb2.ArtifactPin(
+        length_bytes=pin.length_bytes, floe_header_tag=pin.floe_header_tag, digest=pin.digest
+    )
+
+
+def version_message(version: Version, aliases: tuple[str, ...] = ()) -> resources_pb2.Version:
+    return resources_pb2.Version(
+        name=str(version.name),
+        uid=version.uid,
+        state=_VERSION_STATES[version.state],
+        create_time=timestamp(version.create_time),
+        finalize_time=timestamp(version.finalize_time),
+        publisher=version.publisher,
+        pin=pin_message(version.pin),
+        aliases=sorted(aliases),
+        artifact_id=version.artifact_id,
+    )
+
+
+def alias_message(alias: Alias) -> resources_pb2.Alias:
+    return resources_pb2.Alias(
+        name=str(alias.name),
+        version=str(alias.version),
+        update_time=timestamp(alias.update_time),
+    )
+
+
+def lease_message(lease: Lease, now: datetime) -> resources_pb2.Lease:
+    return resources_pb2.Lease(
+        name=str(lease.name),
+        version=str(lease.version),
+        principal=lease.principal,
+        instance=lease.instance,
+        issue_time=timestamp(lease.issue_time),
+        expire_time=timestamp(lease.expire_time),
+        absolute_end_time=timestamp(lease.absolute_end_time),
+        renewals=lease.renewals,
+        state=_LEASE_STATES[lease.state(now)],
+        revoke_time=timestamp(lease.revoke_time),
+    )
+
+
+def data_key_message(key: EncryptedDataKey) -> key_transport_pb2.EncryptedDataKey:
+    session = key_transport_pb2.TransportSession(
+        suite=key_transport_pb2.KeyTransportSuite.ValueType(key.suite),
+        session_id=key.session_id,
+        encrypted_secret=key.encrypted_secret,
+    )
+    return key_transport_pb2.EncryptedDataKey(
+        session=session, nonce=key.nonce, ciphertext=key.ciphertext
+    )
