@@ -127,8 +127,10 @@ def test_unknown_fields_and_missing_ones_are_told_together(tmp_path: Path) -> No
         (
             '"prod.example"',
             '"spiffe://prod.example"',
-            "server.trust_domains.0: must be a SPIFFE trust domain: lower-case, "
-            "without spiffe:// and port",
+            (
+                "server.trust_domains.0: must be a SPIFFE trust domain: lower-case, "
+                "without spiffe:// and port"
+            ),
         ),
         (
             '"https://vault.example:8200"',

@@ -1,0 +1,238 @@
+"""F23, F25: what a request may hold. Errors name the field and never echo the value."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from hypothesis import given
+from hypothesis import strategies as st
+from modelkms_api.v1 import key_transport_pb2, resources_pb2
+
+from kms_service.domain.catalogue import (
+    Alias,
+    ArtifactPin,
+    Version,
+    VersionState,
+    WrappedDataKey,
+)
+from kms_service.domain.errors import InvalidField, RecipientKeyInvalid
+from kms_service.domain.leases import Lease, LeaseState
+from kms_service.domain.names import AliasName, LeaseName, VersionName
+from kms_service.rpc import conversion
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "a\x00b", "a\nb", "a\rb", "a\x1b[31mb", "a\x7fb", "a\x85b",  # control
+        "a\u202eb", "a\u2066b", "a\u200fb", "a\u200bb", "\ufeffa",  # bidi, zero width
+        "a\u2028b", "a\u2029b", "a\ue000b", "a\U0010ffffb",  # separators, private, unassigned
+        "e\u0301",  # not NFC
+        "",
+        "x" * 2049, "\u00e9" * 1025,  # too long in bytes
+    ],
+)  # fmt: skip
+def test_f23_free_text_that_could_deceive(value: str) -> None:
+    with pytest.raises(InvalidField) as caught:
+        conversion.text(value, "principal")
+    assert caught.value.field == "principal"
+    if value:
+        assert value not in caught.value.message
+
+
+@pytest.mark.parametrize("value", ["x", "x" * 2048, "\u00e9" * 1024, "Prüfung 7 / 測試", "🙂"])
+def test_free_text_that_is_fine(value: str) -> None:
+    assert conversion.text(value, "field") == value
+
+
+@given(st.text(max_size=40))
+def test_f24_what_is_accepted_is_one_printable_line(value: str) -> None:
+    try:
+        accepted = conversion.text(value, "field")
+    except InvalidField:
+        return
+    assert accepted.splitlines() == [accepted]
+    assert "\x1b" not in accepted
+
+
+def test_labels_bounds() -> None:
+    most = {f"k{number}": "v" * 128 for number in range(32)}
+    assert conversion.labels(most, "labels") == most
+    for bad in (
+        {**most, "one-more": "v"},
+        {"k": "v" * 129},
+        {"k": ""},
+        {"": "v"},
+        {"Upper": "v"},
+        {"k\n": "v"},
+        {"k": "v\n"},
+        {"k" * 64: "v"},
+    ):
+        with pytest.raises(InvalidField) as caught:
+            conversion.labels(bad, "labels")
+        assert caught.value.field.startswith("labels")
+        assert "Upper" not in caught.value.message
+
+
+@pytest.mark.parametrize(("asked", "given"), [(0, 100), (1, 1), (1000, 1000)])
+def test_page_size(asked: int, given: int) -> None:
+    assert conversion.page_size(asked) == given
+
+
+@pytest.mark.parametrize("asked", [-1, 1001])
+def test_page_size_out_of_bounds(asked: int) -> None:
+    with pytest.raises(InvalidField):
+        conversion.page_size(asked)
+
+
+@pytest.mark.parametrize("token", ["x" * 513, "a b", "a\n", "é"])
+def test_page_token_shape(token: str) -> None:
+    with pytest.raises(InvalidField):
+        conversion.page_token(token)
+    assert conversion.page_token("") == ""
+
+
+@pytest.mark.parametrize(
+    "value", ["", "x", "0" * 36, "0191A0B0-0000-7000-8000-000000000000", "0" * 32, "a" * 37]
+)
+def test_request_id_is_a_uuid(value: str) -> None:
+    with pytest.raises(InvalidField):
+        conversion.request_id(value)
+    good = "0191a0b0-0000-7000-8000-000000000000"
+    assert conversion.request_id(good) == good
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        (Duration(seconds=60), timedelta(seconds=60)),
+        (Duration(nanos=1_000_000), timedelta(milliseconds=1)),
+        (Duration(seconds=366 * 86400), timedelta(days=366)),
+    ],
+)
+def test_ttl(message: Duration, expected: timedelta) -> None:
+    assert conversion.ttl(message, True) == expected
+    assert conversion.ttl(message, False) is None
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Duration(), Duration(seconds=-1), Duration(nanos=999_999),
+        Duration(seconds=366 * 86400, nanos=1_000_000), Duration(seconds=2**63 - 1),
+    ],
+)  # fmt: skip
+def test_ttl_out_of_bounds(message: Duration) -> None:
+    with pytest.raises(InvalidField):
+        conversion.ttl(message, True)
+
+
+HYBRID = key_transport_pb2.KEY_TRANSPORT_SUITE_MLKEM768_X25519_HKDF_SHA256_AES256GCM
+
+
+def test_f25_client_key() -> None:
+    good = key_transport_pb2.ClientKey(
+        suite=HYBRID, public_key=bytes(1216), request_nonce=bytes(16)
+    )
+    parsed = conversion.client_key(good, True)
+    assert (parsed.suite, len(parsed.public_key), len(parsed.request_nonce)) == (1, 1216, 16)
+    for change in (
+        {"suite": 0},
+        {"suite": 77},
+        {"public_key": b""},
+        {"public_key": bytes(1217)},
+    ):
+        bad = key_transport_pb2.ClientKey()
+        bad.CopyFrom(good)
+        for name, value in change.items():
+            setattr(bad, name, value)
+        with pytest.raises(RecipientKeyInvalid):
+            conversion.client_key(bad, True)
+    with pytest.raises(RecipientKeyInvalid):
+        conversion.client_key(good, False)
+    for length in (0, 15, 33):
+        bad = key_transport_pb2.ClientKey()
+        bad.CopyFrom(good)
+        bad.request_nonce = bytes(length)
+        with pytest.raises(InvalidField, match=r"client_key\.request_nonce"):
+            conversion.client_key(bad, True)
+
+
+def test_pin_lengths() -> None:
+    good = resources_pb2.ArtifactPin(
+        length_bytes=1, floe_header_tag=bytes(32), digest=bytes(range(32))
+    )
+    pin = conversion.pin(good, True)
+    assert conversion.pin_message(pin) == good
+    for change in (
+        {"length_bytes": 0},
+        {"length_bytes": 2**48 + 1},
+        {"floe_header_tag": bytes(31)},
+        {"digest": bytes(33)},
+    ):
+        bad = resources_pb2.ArtifactPin()
+        bad.CopyFrom(good)
+        for name, value in change.items():
+            setattr(bad, name, value)
+        with pytest.raises(InvalidField, match=rf"pin\.{next(iter(change))}"):
+            conversion.pin(bad, True)
+    with pytest.raises(InvalidField, match="pin: must be given"):
+        conversion.pin(good, False)
+
+
+def test_every_state_has_its_enum() -> None:
+    version = Version(
+        name=VersionName("p", "m", 3),
+        uid="0" * 32,
+        state=VersionState.PENDING,
+        publisher="spiffe://t/p",
+        request_id="r",
+        artifact_id="1" * 32,
+        wrapped_key=WrappedDataKey("vault:v1:secret-wrapped", 1),
+        create_time=NOW,
+    )
+    for state in VersionState:
+        message = conversion.version_message(replace(version, state=state), ("b", "a"))
+        name = resources_pb2.VersionState.Name(message.state)
+        assert name == f"VERSION_STATE_{state}"
+        assert list(message.aliases) == ["a", "b"]
+        assert not message.HasField("pin")
+        assert not message.HasField("finalize_time")
+        assert b"secret-wrapped" not in message.SerializeToString()
+    pin = ArtifactPin(9, bytes(32), bytes(32))
+    done = replace(version, state=VersionState.ENABLED, pin=pin, finalize_time=NOW)
+    message = conversion.version_message(done)
+    assert message.pin.length_bytes == 9
+    assert message.finalize_time.ToDatetime(tzinfo=UTC) == NOW
+
+
+def test_lease_state_is_of_the_answer() -> None:
+    lease = Lease(
+        name=LeaseName("p", "a" * 32),
+        version=VersionName("p", "m", 1),
+        version_uid="0" * 32,
+        principal="spiffe://t/p",
+        instance="f" * 64,
+        issue_time=NOW,
+        expire_time=NOW + timedelta(hours=1),
+        absolute_end_time=NOW + timedelta(hours=2),
+    )
+    states = {
+        conversion.lease_message(lease, NOW).state,
+        conversion.lease_message(lease, NOW + timedelta(hours=1)).state,
+        conversion.lease_message(replace(lease, revoke_time=NOW), NOW).state,
+    }
+    assert {resources_pb2.LeaseState.Name(state) for state in states} == {
+        f"LEASE_STATE_{state}" for state in LeaseState
+    }
+
+
+def test_alias() -> None:
+    message = conversion.alias_message(Alias(AliasName("p", "m", "stable"), 4, NOW))
+    assert message.name == "projects/p/models/m/aliases/stable"
+    assert message.version == "projects/p/models/m/versions/4"
