@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+# grpc reads its environment when it is imported, which any test module may do first: servers that
+# tests start in this process speak TLS 1.3 only, as the service does.
+import kms_service.rpc.tls_environment  # noqa: F401
+
+# isort: split
 import hypothesis
 import pytest
 

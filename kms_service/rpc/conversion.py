@@ -1,14 +1,14 @@
-"""Between wire and domain: what comes in is parsed and checked once, here; what goes out is built.
+"""Between wire and domain: what comes in is parsed and checked here; what goes out is built.
 
 Free text is checked for what could deceive a reader of logs (F23, F24). Names and ids have
-narrower grammars of their own (`domain.names`).
+narrower grammars of their own (`domain.names`), as have labels (`domain.attributes`); pages are
+checked where they are made.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
 from google.protobuf.duration_pb2 import Duration
@@ -26,15 +26,9 @@ from kms_service.domain.catalogue import (
 )
 from kms_service.domain.errors import InvalidField, RecipientKeyInvalid
 from kms_service.domain.leases import Lease, LeaseState
-from kms_service.domain.names import check_id
 from kms_service.domain.ports import ClientKey, EncryptedDataKey
 
 MAX_TEXT_BYTES = 2048
-MAX_MAP_ENTRIES = 32
-MAX_MAP_VALUE_BYTES = 128
-MAX_PAGE_SIZE = 1000
-DEFAULT_PAGE_SIZE = 100
-MAX_PAGE_TOKEN_BYTES = 512
 _FLOE_HEADER_TAG_BYTES = 32
 _DIGEST_BYTES = 32
 _MAX_ARTIFACT_BYTES = 1 << 48
@@ -67,40 +61,6 @@ def text(value: str, field: str, max_bytes: int = MAX_TEXT_BYTES) -> str:
 def optional_text(value: str, field: str, max_bytes: int = MAX_TEXT_BYTES) -> str | None:
     """As `text`; empty means not given."""
     return text(value, field, max_bytes) if value else None
-
-
-def labels(entries: Mapping[str, str], field: str) -> dict[str, str]:
-    """Labels or attributes: at most 32, keys as ids are, values of at most 128 bytes.
-
-    Raises:
-        InvalidField: naming the field; a bad key is not echoed.
-    """
-    if len(entries) > MAX_MAP_ENTRIES:
-        raise InvalidField(field, f"must have at most {MAX_MAP_ENTRIES} entries")
-    return {
-        check_id(key, f"{field} (a key)"): text(value, f"{field} (a value)", MAX_MAP_VALUE_BYTES)
-        for key, value in entries.items()
-    }
-
-
-def page_size(value: int) -> int:
-    """
-    Raises:
-        InvalidField: negative or over 1,000.
-    """
-    if not 0 <= value <= MAX_PAGE_SIZE:
-        raise InvalidField("page_size", f"must be 1 to {MAX_PAGE_SIZE}, or 0 for the default")
-    return value or DEFAULT_PAGE_SIZE
-
-
-def page_token(value: str) -> str:
-    """
-    Raises:
-        InvalidField: too long or not printable ASCII; the table checks the rest.
-    """
-    if len(value) > MAX_PAGE_TOKEN_BYTES or (value and re.fullmatch(r"[!-~]+", value) is None):
-        raise InvalidField("page_token", "must be a next_page_token of ours")
-    return value
 
 
 def request_id(value: str) -> str:

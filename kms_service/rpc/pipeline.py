@@ -57,18 +57,18 @@ class Pipeline:
         self._metrics = metrics
 
     def one_answer(
-        self, method: str, behaviour: Callable[[Asked, Caller], Answer]
+        self, method: str, behaviour: Callable[[Asked, Call], Answer]
     ) -> Callable[[Asked, grpc.ServicerContext], Answer]:
         """For methods with one answer, to one request or to a stream of them."""
         metrics = self._metrics.method(method)
 
         def handle(request: Asked, context: grpc.ServicerContext) -> Answer:
-            call = _Call(method, context, metrics)
+            call = Call(method, context, metrics)
             try:
-                caller = self._admit(call)
-                with self._fair_share.turn(caller.principal.id):
-                    answer = behaviour(request, caller)
-                call.require_listener()
+                self._admit(call)
+                with self._fair_share.turn(call.caller.principal.id):
+                    answer = behaviour(request, call)
+                call.check()
             except Exception as error:
                 call.fail(error)
             call.succeeded()
@@ -77,17 +77,17 @@ class Pipeline:
         return handle
 
     def many_answers(
-        self, method: str, behaviour: Callable[[Asked, Caller], Iterator[Answer]]
+        self, method: str, behaviour: Callable[[Asked, Call], Iterator[Answer]]
     ) -> Callable[[Asked, grpc.ServicerContext], Iterator[Answer]]:
         """For methods that answer with a stream."""
         metrics = self._metrics.method(method)
 
         def handle(request: Asked, context: grpc.ServicerContext) -> Iterator[Answer]:
-            call = _Call(method, context, metrics)
+            call = Call(method, context, metrics)
             try:
-                caller = self._admit(call)
-                with self._fair_share.turn(caller.principal.id):
-                    yield from behaviour(request, caller)
+                self._admit(call)
+                with self._fair_share.turn(call.caller.principal.id):
+                    yield from behaviour(request, call)
             except GeneratorExit:  # the client went away: grpc drops this generator
                 call.ended("CANCELLED", "")
                 raise
@@ -105,7 +105,7 @@ class Pipeline:
         def handle(*args: P.args, **kwargs: P.kwargs) -> Answer:
             context = args[1]
             assert isinstance(context, grpc.ServicerContext)
-            call = _Call(method, context, metrics)
+            call = Call(method, context, metrics)
             try:
                 self._admit(call)
             except Exception as error:
@@ -115,31 +115,40 @@ class Pipeline:
 
         return handle
 
-    def _admit(self, call: _Call) -> Caller:
+    def _admit(self, call: Call) -> None:
         refuse_if_overloaded()
         context = call.context
         principal = self._authenticator.authenticate(
             context.auth_context(),  # type: ignore[arg-type]  # the stub has the value type wrong
             context.invocation_metadata(),
         )
-        call.caller = Caller(principal, call.id, context.peer(), call.method)
-        call.require_listener()
-        return call.caller
+        call.admitted(Caller(principal, call.id, context.peer(), call.method))
+        call.check()
 
 
-class _Call:
-    """One call: how it ends, told once to grpc, metrics and log."""
+class Call:
+    """One call: who asks, whether anybody still waits, and how it ends, told once to grpc,
+    metrics and log. Servicers see `caller`, and hand it on as the `Liveness` of use cases."""
 
     def __init__(self, method: str, context: grpc.ServicerContext, metrics: MethodMetrics) -> None:
         self.id = secrets.token_hex(16)
         self.method = method
         self.context = context
-        self.caller: Caller | None = None
+        self._caller: Caller | None = None
         self._metrics = metrics
         self._started = time.perf_counter()
         metrics.in_flight.inc()
 
-    def require_listener(self) -> None:
+    @property
+    def caller(self) -> Caller:
+        """Known once the call was admitted."""
+        assert self._caller is not None
+        return self._caller
+
+    def admitted(self, caller: Caller) -> None:
+        self._caller = caller
+
+    def check(self) -> None:
         """
         Raises:
             DeadlineExceeded: the deadline is over, or the client went away (F28).
@@ -189,8 +198,8 @@ class _Call:
 
     def _fields(self) -> dict[str, str]:
         fields = {"method": self.method, "request_id": self.id, "peer": self.context.peer()}
-        if self.caller is not None:
-            fields["principal"] = self.caller.principal.id
+        if self._caller is not None:
+            fields["principal"] = self._caller.principal.id
         return fields
 
 

@@ -1,6 +1,6 @@
 """Binds a servicer's methods to grpc, by the service's descriptor.
 
-A servicer has one method per RPC, in snake case, `(request, caller) -> answer`. That every RPC of
+A servicer has one method per RPC, in snake case, `(request, call) -> answer`. That every RPC of
 the .proto has one is found out at start.
 """
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import kms_service.rpc.tls_environment  # noqa: F401 - before anything uses grpc
-
-# isort: split
 import socket
 import ssl
 import time
@@ -20,7 +17,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 from modelkms_api.v1 import model_service_pb2, model_service_pb2_grpc, resources_pb2
 
 from kms_service.domain.errors import ConfigurationError
-from kms_service.domain.identity import Caller
+from kms_service.rpc.pipeline import Call
 from kms_service.rpc.server import ServerLimits
 from kms_service.rpc.tls import TlsFiles, load_tls_material
 from tests.support.certificates import Issued, TestAuthority, key_usage, uris
@@ -37,12 +34,14 @@ class EchoIdentity:
         self.calls = 0
 
     def get_project(
-        self, request: model_service_pb2.GetProjectRequest, caller: Caller
+        self, request: model_service_pb2.GetProjectRequest, call: Call
     ) -> resources_pb2.Project:
         self.calls += 1
-        return resources_pb2.Project(name=caller.principal.id, master_key=caller.principal.instance)
+        return resources_pb2.Project(
+            name=call.caller.principal.id, master_key=call.caller.principal.instance
+        )
 
-    def __getattr__(self, name: str) -> Callable[[object, Caller], object]:
+    def __getattr__(self, name: str) -> Callable[[object, Call], object]:
         if name.startswith("_"):
             raise AttributeError(name)
         return self.get_project  # type: ignore[return-value]  # never asked

@@ -3,9 +3,6 @@ whole service as a process of its own."""
 
 from __future__ import annotations
 
-import kms_service.rpc.tls_environment  # noqa: F401 - before anything uses grpc
-
-# isort: split
 import io
 import json
 from collections.abc import Iterator, Mapping

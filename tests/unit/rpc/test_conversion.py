@@ -60,43 +60,6 @@ def test_f24_what_is_accepted_is_one_printable_line(value: str) -> None:
     assert "\x1b" not in accepted
 
 
-def test_labels_bounds() -> None:
-    most = {f"k{number}": "v" * 128 for number in range(32)}
-    assert conversion.labels(most, "labels") == most
-    for bad in (
-        {**most, "one-more": "v"},
-        {"k": "v" * 129},
-        {"k": ""},
-        {"": "v"},
-        {"Upper": "v"},
-        {"k\n": "v"},
-        {"k": "v\n"},
-        {"k" * 64: "v"},
-    ):
-        with pytest.raises(InvalidField) as caught:
-            conversion.labels(bad, "labels")
-        assert caught.value.field.startswith("labels")
-        assert "Upper" not in caught.value.message
-
-
-@pytest.mark.parametrize(("asked", "given"), [(0, 100), (1, 1), (1000, 1000)])
-def test_page_size(asked: int, given: int) -> None:
-    assert conversion.page_size(asked) == given
-
-
-@pytest.mark.parametrize("asked", [-1, 1001])
-def test_page_size_out_of_bounds(asked: int) -> None:
-    with pytest.raises(InvalidField):
-        conversion.page_size(asked)
-
-
-@pytest.mark.parametrize("token", ["x" * 513, "a b", "a\n", "é"])
-def test_page_token_shape(token: str) -> None:
-    with pytest.raises(InvalidField):
-        conversion.page_token(token)
-    assert conversion.page_token("") == ""
-
-
 @pytest.mark.parametrize(
     "value", ["", "x", "0" * 36, "0191A0B0-0000-7000-8000-000000000000", "0" * 32, "a" * 37]
 )
