@@ -207,3 +207,26 @@ def imported_modules(path: Path) -> list[str]:
 def test_ci_can_be_run() -> None:
     assert os.access(REPOSITORY / ".ci" / "run", os.X_OK)
     subprocess.run(["bash", "-n", REPOSITORY / ".ci" / "run"], check=True)
+
+
+def test_what_security_says_is_proved_has_a_test() -> None:
+    """Each fault row named in the threat model has a test of its name; each file named exists."""
+    security = (REPOSITORY / "SECURITY.md").read_text()
+    model = security.split("## Threat model")[1].split("\n## ")[0]
+    proofs = [row.rsplit("|", 2)[1] for row in model.splitlines() if row.startswith("| **")]
+    assert len(proofs) > 10
+    claimed = {int(number) for proof in proofs for number in re.findall(r"F(\d\d)", proof)}
+    for proof in proofs:
+        for first, last in re.findall(r"F(\d\d) to F(\d\d)", proof):
+            claimed |= set(range(int(first), int(last) + 1))
+        for path in re.findall(r"`(tests/[^`]+)`", proof):
+            assert (REPOSITORY / path).exists(), path
+    unproved = sorted(claimed - fault_rows_with_tests())
+    assert unproved == [], [f"F{number:02}" for number in unproved]
+
+
+def fault_rows_with_tests() -> set[int]:
+    sources = (path.read_text() for path in (REPOSITORY / "tests").rglob("test_*.py"))
+    return {
+        int(number) for source in sources for number in re.findall(r"def test_f(\d\d)_", source)
+    }
