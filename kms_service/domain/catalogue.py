@@ -134,7 +134,7 @@ class Version:
         if self.state is not VersionState.ENABLED:
             raise self._why_not_openable()
         if self.pin is None:
-            raise VersionNotFinalized()
+            raise VersionNotFinalized
         return self.pin
 
     def require_pending(self) -> None:
@@ -144,9 +144,9 @@ class Version:
             VersionDestroyed: it is gone.
         """
         if self.state is VersionState.DESTROYED:
-            raise VersionDestroyed()
+            raise VersionDestroyed
         if self.state is not VersionState.PENDING:
-            raise VersionNotPending()
+            raise VersionNotPending
 
     def _why_not_openable(self) -> ServiceError:
         return {

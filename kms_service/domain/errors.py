@@ -225,7 +225,7 @@ class UploadOffsetWrong(WrongState):
     default_message = "the offset is not where the stored upload ends; ask GetWriteStatus"
 
 
-# --- conflict --------------------------------------------------------------------------------------
+# --- conflict -------------------------------------------------------------------------------------
 
 
 class ConcurrentUpdate(Conflict):
@@ -238,7 +238,7 @@ class StateConflict(Conflict):
     default_message = "the transaction lost against another; retry"
 
 
-# --- limits ----------------------------------------------------------------------------------------
+# --- limits ---------------------------------------------------------------------------------------
 
 
 class Overloaded(Throttled):
@@ -256,7 +256,7 @@ class VaultThrottled(Throttled):
     default_message = "Vault limits our rate"
 
 
-# --- outages -----------------------------------------------------------------------------------------
+# --- outages --------------------------------------------------------------------------------------
 
 
 class VaultUnavailable(Unavailable):
@@ -299,7 +299,7 @@ class PolicyUnavailable(Unavailable):
     default_message = "no policy set is in force"
 
 
-# --- corruption ----------------------------------------------------------------------------------------
+# --- corruption -----------------------------------------------------------------------------------
 
 
 class KeyRecordCorrupt(Corrupt):
@@ -327,7 +327,7 @@ class ArtifactMismatch(Corrupt):
     default_message = "the stored artifact is not the one of this version and pin"
 
 
-# --- ended calls ---------------------------------------------------------------------------------------
+# --- ended calls ----------------------------------------------------------------------------------
 
 
 class DeadlineExceeded(Cancelled):
@@ -335,7 +335,7 @@ class DeadlineExceeded(Cancelled):
     default_message = "the call's deadline is over; nothing was issued"
 
 
-# --- start-up ------------------------------------------------------------------------------------------
+# --- start-up -------------------------------------------------------------------------------------
 
 
 class ConfigurationError(ServiceError):

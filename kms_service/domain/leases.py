@@ -1,4 +1,4 @@
-"""Leases: for how long keys are issued to whom. A lease bounds issuing, not knowledge (DESIGN §2)."""
+"""Leases: for how long keys are issued to whom; issuing is bounded, not knowledge (DESIGN §2)."""
 
 from __future__ import annotations
 
@@ -55,12 +55,10 @@ class Lease:
         """
         match self.state(now):
             case LeaseState.REVOKED:
-                raise LeaseRevoked()
+                raise LeaseRevoked
             case LeaseState.EXPIRED:
-                raise LeaseExpired()
+                raise LeaseExpired
         if self.expire_time >= self.absolute_end_time:
-            raise LeaseMaxTtl()
+            raise LeaseMaxTtl
         wanted = min(now + bounds.first(asked), self.absolute_end_time)
-        return replace(
-            self, expire_time=max(wanted, self.expire_time), renewals=self.renewals + 1
-        )
+        return replace(self, expire_time=max(wanted, self.expire_time), renewals=self.renewals + 1)

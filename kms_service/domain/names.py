@@ -103,7 +103,9 @@ class AliasName:
     @classmethod
     def parse(cls, value: str, field: str = "name") -> Self:
         shape = "projects/{project}/models/{model}/aliases/{alias}"
-        return cls(*_parse(rf"projects/({_ID})/models/({_ID})/aliases/({_ID})", shape, value, field))
+        return cls(
+            *_parse(rf"projects/({_ID})/models/({_ID})/aliases/({_ID})", shape, value, field)
+        )
 
     @property
     def parent(self) -> ModelName:

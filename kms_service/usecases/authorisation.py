@@ -1,0 +1,244 @@
+"""The gate every call goes through: asks policy, refuses, and leaves a record whatever happens.
+
+A call has the form
+
+    with self._gate.admit(caller, Action.…, name, labels=…) as permit:
+        thing = permit.require(found)      # missing is told as forbidden is
+        …
+        permit.record(…)                   # durable, before the answer leaves
+
+Whoever is refused, and whatever fails inside, is recorded on the way out. Missing and forbidden
+look alike to the caller (same error, same message, a decision id each) and cost alike: look up,
+decide, record. What was looked up is not looked at before policy permits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TypeVar
+
+from kms_service.domain.audit import AuditRecord, Outcome
+from kms_service.domain.decisions import AccessRequest, Action, Decision, Resource
+from kms_service.domain.errors import (
+    AuditUnavailable,
+    LeaseNotFoundOrDenied,
+    ModelNotFoundOrDenied,
+    ServiceError,
+)
+from kms_service.domain.identity import Caller
+from kms_service.domain.names import AliasName, LeaseName, ModelName, ProjectName, VersionName
+from kms_service.domain.ports import AuditLog, Clock, PolicyEngine
+
+T = TypeVar("T")
+
+Name = ProjectName | ModelName | VersionName | AliasName | LeaseName
+Refusal = type[ModelNotFoundOrDenied] | type[LeaseNotFoundOrDenied]
+
+_NO_LABELS: Mapping[str, str] = {}
+
+
+class Gate:
+    """Decides, and records."""
+
+    def __init__(self, *, policy: PolicyEngine, audit: AuditLog, clock: Clock) -> None:
+        self._policy = policy
+        self._audit = audit
+        self._clock = clock
+
+    @contextmanager
+    def admit(
+        self,
+        caller: Caller,
+        action: Action,
+        name: Name,
+        *,
+        event: str | None = None,
+        on: ProjectName | ModelName | None = None,
+        labels: Mapping[str, str] = _NO_LABELS,
+        attributes: Mapping[str, str] = _NO_LABELS,
+        refusal: Refusal = ModelNotFoundOrDenied,
+        own: bool = False,
+    ) -> Iterator[Permit]:
+        """The permit for one call; records the refusal or failure that ends it.
+
+        Args:
+            name: what the caller asked for; recorded as the resource.
+            event: name of the event, if it is not the action's (uploads are CREATE_VERSION).
+            on: what policy is asked about, if it does not follow from `name`.
+            labels: the model's, empty if there is none.
+            attributes: claims of the client.
+            refusal: the error of a denial.
+            own: the caller owns it, so that a denial does not bar: the decision is recorded only.
+
+        Raises:
+            ModelNotFoundOrDenied or as `refusal` says: not permitted.
+            PolicyUnavailable, AuditUnavailable: nothing can be decided or recorded.
+        """
+        permit = Permit(
+            self._policy, self._audit, self._clock, caller, event or action.value, name, refusal
+        )
+        try:
+            permit.demand(action, on or name, labels=labels, attributes=attributes, own=own)
+            yield permit
+        except ServiceError as error:
+            permit.record_end(error, error.reason)
+            raise
+        except BaseException as error:
+            # Not an error of ours: a bug, or the caller's stream breaking under our hands.
+            permit.record_end(error, "INTERNAL")
+            raise
+
+    def record_listing(self, caller: Caller, event: str, resource: str, items: int) -> None:
+        """Record a list that policy filtered item by item, so that no one decision stands for it.
+
+        Raises:
+            AuditUnavailable.
+        """
+        self._audit.append(
+            AuditRecord(
+                time=self._clock.now(),
+                event=event,
+                outcome=Outcome.OK,
+                request_id=caller.request_id,
+                principal=caller.principal.id,
+                instance=caller.principal.instance,
+                peer=caller.peer,
+                resource=resource,
+                details={"items": str(items)},
+            )
+        )
+
+
+class Permit:
+    """What one call was allowed, and what is to be said of it in the audit log."""
+
+    def __init__(
+        self,
+        policy: PolicyEngine,
+        audit: AuditLog,
+        clock: Clock,
+        caller: Caller,
+        event: str,
+        name: Name,
+        refusal: Refusal,
+    ) -> None:
+        self._policy = policy
+        self._audit = audit
+        self._clock = clock
+        self._caller = caller
+        self._event = event
+        self._name = name
+        self._refusal = refusal
+        self._decision: Decision | None = None
+        self._cause = ""
+        self._details: dict[str, str] = {}
+
+    @property
+    def decision(self) -> Decision:
+        """The newest decision of this call."""
+        if self._decision is None:
+            raise RuntimeError("a permit without a decision")
+        return self._decision
+
+    def demand(
+        self,
+        action: Action,
+        name: Name,
+        *,
+        labels: Mapping[str, str] = _NO_LABELS,
+        attributes: Mapping[str, str] = _NO_LABELS,
+        own: bool = False,
+    ) -> Decision:
+        """Ask policy (again): at the beginning, for a further act, and before committing.
+
+        Raises:
+            as the gate refuses.
+            PolicyUnavailable.
+        """
+        self._decision = self._policy.decide(
+            AccessRequest(
+                principal=self._caller.principal,
+                action=action,
+                resource=_resource(name, labels),
+                time=self._clock.now(),
+                attributes=attributes,
+            )
+        )
+        if not self._decision.permitted and not own:
+            self._cause = f"denied {action.value}"
+            raise self._refusal(self._decision.id)
+        return self._decision
+
+    def require(self, found: T | None, *, mine: bool = True) -> T:
+        """`found`, if it is there and (where only its owner may act) the caller's.
+
+        Raises:
+            as the gate refuses: told alike.
+        """
+        if found is None or not mine:
+            self._cause = "missing" if found is None else "foreign"
+            raise self._refusal(self.decision.id)
+        return found
+
+    def note(self, **details: object) -> None:
+        """Remember for the record of this call, however it ends. Never a secret."""
+        self._details |= {key: str(value) for key, value in details.items()}
+
+    def record(self, **details: object) -> None:
+        """Record that the act is done, with what was noted. Durable when it returns.
+
+        Raises:
+            AuditUnavailable: it is not; nothing may be answered.
+        """
+        self.note(**details)
+        self._append(Outcome.OK, "")
+
+    def record_end(self, error: BaseException, reason: str) -> None:
+        """Record the refusal or failure that ends the call; the gate's own.
+
+        Raises:
+            AuditUnavailable: a refusal that leaves no record is not told either.
+        """
+        if isinstance(error, AuditUnavailable):
+            # Its own failure: tried once, for when only this record could not be written.
+            self.note(answered="no")
+            self._try_append(Outcome.FAILED, reason)
+        elif isinstance(error, self._refusal):
+            self.note(cause=self._cause)
+            self._append(Outcome.DENIED, reason)
+        else:
+            self._append(Outcome.FAILED, reason)
+
+    def _try_append(self, outcome: Outcome, reason: str) -> None:
+        try:
+            self._append(outcome, reason)
+        except AuditUnavailable:
+            return
+
+    def _append(self, outcome: Outcome, reason: str) -> None:
+        decision = self._decision
+        self._audit.append(
+            AuditRecord(
+                time=self._clock.now(),
+                event=self._event,
+                outcome=outcome,
+                request_id=self._caller.request_id,
+                principal=self._caller.principal.id,
+                instance=self._caller.principal.instance,
+                peer=self._caller.peer,
+                resource=str(self._name),
+                decision_id=decision.id if decision else "",
+                policies=decision.policies if decision else (),
+                reason=reason,
+                details=dict(self._details),
+            )
+        )
+
+
+def _resource(name: Name, labels: Mapping[str, str]) -> Resource:
+    match name:
+        case ProjectName(project) | LeaseName(project):
+            return Resource(project)
+        case ModelName() | VersionName() | AliasName():
+            return Resource(name.project, name.model, labels)

@@ -1,0 +1,58 @@
+"""Finding what a name means, in one transaction and without judging it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from kms_service.domain.catalogue import Alias, Model, Project, Version
+from kms_service.domain.names import AliasName, ModelName, ProjectName, VersionName
+from kms_service.domain.ports import Transaction
+from kms_service.usecases.answers import VersionView
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What is there; each None if it is not."""
+
+    project: Project | None = None
+    model: Model | None = None
+    alias: Alias | None = None
+    version: Version | None = None
+    aliases: tuple[str, ...] = ()
+    """Sorted ids of those that point to `version`."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """The model's; empty without one."""
+
+
+def look_up(tx: Transaction, name: ModelName | AliasName | VersionName) -> Found:
+    """Project, model, alias and version behind `name`."""
+    model_name = name if isinstance(name, ModelName) else name.parent
+    project = tx.projects.get(ProjectName(name.project))
+    model = tx.models.get(model_name)
+    alias = tx.aliases.get(name) if isinstance(name, AliasName) else None
+    match name:
+        case VersionName():
+            version = tx.versions.get(name)
+        case AliasName() if alias is not None:
+            version = tx.versions.get(alias.version)
+        case _:
+            version = None
+    return Found(
+        project=project,
+        model=model,
+        alias=alias,
+        version=version,
+        aliases=aliases_of(tx, version.name) if version else (),
+        labels=model.labels if model else {},
+    )
+
+
+def aliases_of(tx: Transaction, version: VersionName) -> tuple[str, ...]:
+    """Sorted ids of the aliases that point to `version`."""
+    return tx.aliases.of_versions(version.parent).get(version.number, ())
+
+
+def view(tx: Transaction, version: Version) -> VersionView:
+    """`version` with its aliases, as they stand in this transaction."""
+    return VersionView(version, aliases_of(tx, version.name))
