@@ -13,7 +13,7 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/modelkms
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.modelkms-setup
-FUZZ_VENV := $(CACHE)/fuzz
+FUZZ_VENV := $(CACHE)/fuzz-$(shell cat requirements/fuzz.txt requirements/development.txt | cksum | cut -d" " -f1)
 TYPED := kms_service client/modelkms protos/modelkms_api tests
 PUBLISHED_API := protos/published/modelkms_api.binpb
 
@@ -89,12 +89,12 @@ test-vault: setup setup-go ## contract and end-to-end tests on HashiCorp Vault (
 
 .PHONY: fuzz
 fuzz: setup $(FUZZ_VENV)/.stamp ## fuzz every decoder of outside bytes (FUZZ_SECONDS=60 each)
-	$(FUZZ_VENV)/bin/python -m tests.fuzz --seconds $(or $(FUZZ_SECONDS),60)
+	PYTHONPATH=protos:client:. $(FUZZ_VENV)/bin/python -m tests.fuzz --seconds $(or $(FUZZ_SECONDS),60)
 
+# Holds nothing of this tree, so that several clones can share it.
 $(FUZZ_VENV)/.stamp: requirements/fuzz.txt requirements/development.txt | $(UV)
-	$(UV) venv --quiet --clear --python $(BIN)/python $(FUZZ_VENV)
+	$(UV) venv --quiet --clear --python $(PYTHON) $(FUZZ_VENV)
 	$(UV) pip sync --quiet --python $(FUZZ_VENV)/bin/python --require-hashes requirements/development.txt requirements/fuzz.txt
-	$(UV) pip install --quiet --python $(FUZZ_VENV)/bin/python --no-deps -e protos -e client -e .
 	@touch $@
 
 .PHONY: bench
