@@ -193,6 +193,29 @@ def test_the_domain_imports_only_itself_the_shared_layouts_and_the_standard_libr
                 assert module.split(".")[0] not in no_world, f"{path.name}: {module}"
 
 
+# Which part of the service may import a product; the client's officer has a Vault login of its own.
+PRODUCTS: dict[str, str | tuple[str, ...]] = {
+    "alembic": "adapters/database/",
+    "cedarpy": "adapters/cedar",
+    "hvac": ("adapters/vault", "development/openbao"),
+    "obstore": "adapters/object_storage",
+    "pysqlite3": "adapters/database/",
+    "sqlalchemy": "adapters/database/",
+}
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_a_product_is_known_to_one_adapter(product: str) -> None:
+    service = REPOSITORY / "kms_service"
+    importers = {
+        path.relative_to(service).as_posix()
+        for path in service.rglob("*.py")
+        if any(module.split(".")[0] == product for module in imported_modules(path))
+    }
+    assert importers, f"nothing imports {product} any more: drop the dependency"
+    assert {name for name in importers if not name.startswith(PRODUCTS[product])} == set()
+
+
 def imported_modules(path: Path) -> list[str]:
     modules = []
     for node in ast.walk(ast.parse(path.read_text())):
