@@ -21,17 +21,14 @@ from kms_service.domain.catalogue import (
     ArtifactPin,
     Model,
     Project,
-    Version,
     VersionState,
 )
 from kms_service.domain.errors import InvalidField, RecipientKeyInvalid
-from kms_service.domain.leases import Lease, LeaseState
+from kms_service.domain.leases import LeaseState
 from kms_service.domain.ports import ClientKey, EncryptedDataKey
+from kms_service.usecases.answers import ArtifactLocation, LeaseView, MasterKeyView, VersionView
 
 MAX_TEXT_BYTES = 2048
-_FLOE_HEADER_TAG_BYTES = 32
-_DIGEST_BYTES = 32
-_MAX_ARTIFACT_BYTES = 1 << 48
 _MAX_PUBLIC_KEY_BYTES = (
     key_transport.MLKEM768_PUBLIC_KEY_BYTES + key_transport.X25519_PUBLIC_KEY_BYTES
 )
@@ -61,17 +58,6 @@ def text(value: str, field: str, max_bytes: int = MAX_TEXT_BYTES) -> str:
 def optional_text(value: str, field: str, max_bytes: int = MAX_TEXT_BYTES) -> str | None:
     """As `text`; empty means not given."""
     return text(value, field, max_bytes) if value else None
-
-
-def request_id(value: str) -> str:
-    """
-    Raises:
-        InvalidField: not a UUID of 36 characters (AIP-155).
-    """
-    shape = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
-    if re.fullmatch(shape, value) is None:
-        raise InvalidField("request_id", "must be a UUID: 36 characters, lower-case")
-    return value
 
 
 def instance(value: str) -> str | None:
@@ -119,18 +105,13 @@ def client_key(message: key_transport_pb2.ClientKey, given: bool) -> ClientKey:
 
 
 def pin(message: resources_pb2.ArtifactPin, given: bool) -> ArtifactPin:
-    """
+    """Its lengths are checked by the use case.
+
     Raises:
-        InvalidField: missing, or a part has not its length.
+        InvalidField: missing.
     """
     if not given:
         raise InvalidField("pin", "must be given")
-    if not 0 < message.length_bytes <= _MAX_ARTIFACT_BYTES:
-        raise InvalidField("pin.length_bytes", "must be over 0 and at most 2^48")
-    if len(message.floe_header_tag) != _FLOE_HEADER_TAG_BYTES:
-        raise InvalidField("pin.floe_header_tag", f"must be {_FLOE_HEADER_TAG_BYTES} bytes")
-    if len(message.digest) != _DIGEST_BYTES:
-        raise InvalidField("pin.digest", f"must be {_DIGEST_BYTES} bytes")
     return ArtifactPin(message.length_bytes, message.floe_header_tag, message.digest)
 
 
@@ -189,7 +170,8 @@ def pin_message(pin: ArtifactPin | None) -> resources_pb2.ArtifactPin | None:
     )
 
 
-def version_message(version: Version, aliases: tuple[str, ...] = ()) -> resources_pb2.Version:
+def version_message(view: VersionView) -> resources_pb2.Version:
+    version = view.version
     return resources_pb2.Version(
         name=str(version.name),
         uid=version.uid,
@@ -198,7 +180,7 @@ def version_message(version: Version, aliases: tuple[str, ...] = ()) -> resource
         finalize_time=timestamp(version.finalize_time),
         publisher=version.publisher,
         pin=pin_message(version.pin),
-        aliases=sorted(aliases),
+        aliases=view.aliases,
         artifact_id=version.artifact_id,
     )
 
@@ -211,7 +193,8 @@ def alias_message(alias: Alias) -> resources_pb2.Alias:
     )
 
 
-def lease_message(lease: Lease, now: datetime) -> resources_pb2.Lease:
+def lease_message(view: LeaseView) -> resources_pb2.Lease:
+    lease = view.lease
     return resources_pb2.Lease(
         name=str(lease.name),
         version=str(lease.version),
@@ -221,8 +204,30 @@ def lease_message(lease: Lease, now: datetime) -> resources_pb2.Lease:
         expire_time=timestamp(lease.expire_time),
         absolute_end_time=timestamp(lease.absolute_end_time),
         renewals=lease.renewals,
-        state=_LEASE_STATES[lease.state(now)],
+        state=_LEASE_STATES[view.state],
         revoke_time=timestamp(lease.revoke_time),
+    )
+
+
+def location_message(location: ArtifactLocation) -> resources_pb2.ArtifactLocation:
+    return resources_pb2.ArtifactLocation(
+        url=location.url, url_expire_time=timestamp(location.url_expire_time)
+    )
+
+
+def master_key_message(view: MasterKeyView) -> resources_pb2.MasterKey:
+    state = view.state
+    return resources_pb2.MasterKey(
+        name=f"{view.project}/masterKey",
+        vault_key=state.name,
+        latest_version=state.latest_version,
+        min_decryption_version=state.min_decryption_version,
+        latest_version_create_time=timestamp(state.latest_version_create_time),
+        auto_rotate_period=duration(state.auto_rotate_period),
+        keys_under_version=[
+            resources_pb2.KeysUnderVersion(master_key_version=number, data_keys=count)
+            for number, count in sorted(view.keys_under_version.items())
+        ],
     )
 
 

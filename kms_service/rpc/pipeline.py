@@ -18,6 +18,7 @@ from kms_service.domain.errors import (
     Corrupt,
     DeadlineExceeded,
     ServiceError,
+    Throttled,
     Unauthenticated,
     Unavailable,
 )
@@ -190,6 +191,8 @@ class Call:
         if isinstance(error, Unavailable | Corrupt):
             cause = error.__cause__
             _log.warning("rpc_failed", cause=type(cause).__name__ if cause else "", **fields)
+        elif isinstance(error, Throttled):
+            _log.debug("rpc_throttled", **fields)  # a flood must not flood the log: it is counted
         elif isinstance(error, Unauthenticated):
             _log.info("rpc_unauthenticated", **fields)
         else:

@@ -5,8 +5,8 @@ the list below names the only TLS 1.2 suite left, and that one needs an RSA key:
 server key (`rpc/tls.py` takes no other) a TLS 1.2 handshake finds no shared cipher and fails.
 The list must not be empty: BoringSSL would then refuse TLS 1.3 too.
 
-Import this module before anything that imports grpc, whose core reads it then. That it took hold is not believed but tried:
-`rpc/server.py` offers itself a TLS 1.2 handshake at start.
+Import this module before anything that imports grpc, whose core reads it then. That it took hold
+is not believed but tried: `rpc/server.py` offers itself a TLS 1.2 handshake at start.
 """
 
 from __future__ import annotations
