@@ -45,7 +45,7 @@ class ChildProcess:
                 # A session of its own: Ctrl-C in the terminal reaches the stack, which stops
                 # its children in order.
                 start_new_session=True,
-                preexec_fn=lambda: _die_with(parent),  # noqa: PLW1509 - one thread here
+                preexec_fn=lambda: _die_with(parent),
             )
 
     @property
@@ -69,6 +69,29 @@ class ChildProcess:
                 raise ChildFailed(f"{self.name} was not ready in {timeout_s:.0f} s{self._tail()}")
             time.sleep(0.02)
 
+    def wait_until_done(self, timeout_s: float) -> None:
+        """Return once it ended with exit code 0.
+
+        Raises:
+            ChildFailed: it failed, or `timeout_s` is over.
+        """
+        try:
+            code = self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.stop(0)
+            raise ChildFailed(f"{self.name} took over {timeout_s:.0f} s{self._tail()}") from None
+        if code != 0:
+            raise ChildFailed(f"{self.name} failed with exit code {code}{self._tail()}")
+
+    def wait_until_ended(self) -> None:
+        """Wait for its end, which nobody asked for.
+
+        Raises:
+            ChildFailed: always, once it ended.
+        """
+        code = self._process.wait()
+        raise ChildFailed(f"{self.name} ended with exit code {code}{self._tail()}")
+
     def stop(self, grace_s: float = 10.0) -> int:
         """SIGTERM, then SIGKILL after `grace_s`; the exit code."""
         if self.running():
@@ -78,6 +101,11 @@ class ChildProcess:
         except subprocess.TimeoutExpired:
             self._process.kill()
             return self._process.wait()
+
+    def kill(self) -> None:
+        """SIGKILL, and wait for the end."""
+        self._process.kill()
+        self._process.wait()
 
     def _tail(self) -> str:
         lines = self._log_file.read_text(errors="replace").splitlines()[-8:]

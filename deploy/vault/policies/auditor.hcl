@@ -1,0 +1,17 @@
+# The auditor: sees which master keys there are and what state they are in; changes nothing.
+
+path "transit/keys" {
+  capabilities = ["list"]
+}
+
+path "transit/keys/modelkms-*" {
+  capabilities = ["read"]
+}
+
+path "auth/token/lookup-self" {
+  capabilities = ["read"]
+}
+
+path "auth/token/revoke-self" {
+  capabilities = ["update"]
+}

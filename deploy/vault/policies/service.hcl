@@ -1,0 +1,26 @@
+# The ModelKMS service: uses master keys, administers none.
+# `update` without `create`: with `create`, transit would make a missing key on the way.
+
+path "transit/datakey/plaintext/modelkms-*" {
+  capabilities = ["update"]
+}
+
+path "transit/decrypt/modelkms-*" {
+  capabilities = ["update"]
+}
+
+path "transit/rewrap/modelkms-*" {
+  capabilities = ["update"]
+}
+
+path "transit/keys/modelkms-*" {
+  capabilities = ["read"]
+}
+
+path "auth/token/lookup-self" {
+  capabilities = ["read"]
+}
+
+path "auth/token/renew-self" {
+  capabilities = ["update"]
+}
