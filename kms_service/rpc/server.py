@@ -7,7 +7,6 @@ import kms_service.rpc.tls_environment
 # isort: split
 import socket
 import ssl
-import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -106,17 +105,24 @@ class RpcServer:
         self._register_standard(names, pipeline, health, pools.standard)
         self.port = 0
 
-    def start(self) -> None:
-        """Listen.
+    def bind(self) -> None:
+        """Take the port; nothing is answered yet.
 
         Raises:
-            ConfigurationError: the address cannot be listened on, or TLS 1.2 would be accepted.
+            ConfigurationError: the address cannot be listened on.
         """
         self._refuse_port_in_use()
         try:
             self.port = self._server.add_secure_port(self._listen, self._credentials)
         except RuntimeError as error:
             raise cannot_listen("server.listen", self._listen, error) from error
+
+    def start(self) -> None:
+        """Answer.
+
+        Raises:
+            ConfigurationError: TLS 1.2 would be accepted.
+        """
         self._server.start()
         if _accepts_tls_1_2(self._listen, self.port):
             self._server.stop(0)
@@ -131,13 +137,11 @@ class RpcServer:
         Returns:
             True if all calls ended by themselves.
         """
-        ended = threading.Event()
         stopping = self._server.stop(grace_s)
-        if stopping.wait(grace_s):
-            ended.set()
+        ended = stopping.wait(grace_s)
         stopping.wait()
         self._pools.close()
-        return ended.is_set()
+        return ended
 
     def _refuse_port_in_use(self) -> None:
         """grpc's own error says only that it failed; a plain bind says why."""

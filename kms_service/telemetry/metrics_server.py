@@ -15,35 +15,41 @@ _READ_TIMEOUT_S = 5.0
 
 
 class MetricsServer:
-    """Serves one registry until stopped.
-
-    Raises:
-        ConfigurationError: the address cannot be listened on.
-    """
+    """Serves one registry from `start` to `stop`."""
 
     def __init__(self, host: str, port: int, registry: CollectorRegistry) -> None:
-        handler = type("Handler", (_Handler,), {"registry": registry})
+        self._address = (host, port)
+        self._handler = type("Handler", (_Handler,), {"registry": registry})
+        self._server: _Server | None = None
+        self._thread: threading.Thread | None = None
+
+    @property
+    def port(self) -> int:
+        """The port listened on; 0 before `start`."""
+        return int(self._server.server_address[1]) if self._server is not None else 0
+
+    def start(self) -> None:
+        """
+        Raises:
+            ConfigurationError: the address cannot be listened on.
+        """
+        host, port = self._address
         try:
-            self._server = _Server((host, port), handler)
+            self._server = _Server(self._address, self._handler)
         except (OSError, OverflowError) as error:
             raise cannot_listen("metrics.listen", f"{host}:{port}", error) from error
         self._thread = threading.Thread(
             target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, name="metrics"
         )
-
-    @property
-    def port(self) -> int:
-        return int(self._server.server_address[1])
-
-    def start(self) -> None:
         self._thread.start()
 
     def stop(self) -> None:
-        """Idempotent."""
-        if self._thread.is_alive():
+        """Idempotent; harmless before `start`."""
+        if self._server is not None and self._thread is not None and self._thread.is_alive():
             self._server.shutdown()
             self._thread.join()
-        self._server.server_close()
+        if self._server is not None:
+            self._server.server_close()
 
 
 class _Server(ThreadingHTTPServer):

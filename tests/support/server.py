@@ -100,6 +100,7 @@ def running_server(
         pools,
         limits,
     )
+    server.bind()
     server.start()
     try:
         yield RunningServer(

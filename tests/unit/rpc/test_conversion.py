@@ -21,6 +21,7 @@ from kms_service.domain.catalogue import (
 from kms_service.domain.errors import InvalidField, RecipientKeyInvalid
 from kms_service.domain.leases import Lease, LeaseState
 from kms_service.domain.names import AliasName, LeaseName, VersionName
+from kms_service.domain.ports import ClientKey
 from kms_service.rpc import conversion
 from kms_service.usecases.answers import LeaseView, VersionView
 
@@ -86,35 +87,15 @@ def test_ttl_out_of_bounds(message: Duration) -> None:
         conversion.ttl(message, True)
 
 
-HYBRID = key_transport_pb2.KEY_TRANSPORT_SUITE_MLKEM768_X25519_HKDF_SHA256_AES256GCM
-
-
 def test_f25_client_key() -> None:
-    good = key_transport_pb2.ClientKey(
-        suite=HYBRID, public_key=bytes(1216), request_nonce=bytes(16)
+    message = key_transport_pb2.ClientKey(
+        suite=key_transport_pb2.KEY_TRANSPORT_SUITE_X25519_HKDF_SHA256_AES256GCM,
+        public_key=b"key",
+        request_nonce=b"nonce",
     )
-    parsed = conversion.client_key(good, True)
-    assert (parsed.suite, len(parsed.public_key), len(parsed.request_nonce)) == (1, 1216, 16)
-    for change in (
-        {"suite": 0},
-        {"suite": 77},
-        {"public_key": b""},
-        {"public_key": bytes(1217)},
-    ):
-        bad = key_transport_pb2.ClientKey()
-        bad.CopyFrom(good)
-        for name, value in change.items():
-            setattr(bad, name, value)
-        with pytest.raises(RecipientKeyInvalid):
-            conversion.client_key(bad, True)
+    assert conversion.client_key(message, True) == ClientKey(2, b"key", b"nonce")
     with pytest.raises(RecipientKeyInvalid):
-        conversion.client_key(good, False)
-    for length in (0, 15, 33):
-        bad = key_transport_pb2.ClientKey()
-        bad.CopyFrom(good)
-        bad.request_nonce = bytes(length)
-        with pytest.raises(InvalidField, match=r"client_key\.request_nonce"):
-            conversion.client_key(bad, True)
+        conversion.client_key(message, False)
 
 
 def test_pin() -> None:
