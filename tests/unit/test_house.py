@@ -5,12 +5,14 @@ from __future__ import annotations
 import ast
 import os
 import re
+import socket
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+import pytest_socket
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -253,3 +255,11 @@ def fault_rows_with_tests() -> set[int]:
     return {
         int(number) for source in sources for number in re.findall(r"def test_f(\d\d)_", source)
     }
+
+
+def test_unit_tests_cannot_reach_a_network() -> None:
+    with pytest.raises(pytest_socket.SocketBlockedError):
+        socket.create_connection(("127.0.0.1", 1), timeout=1)
+    left, right = socket.socketpair()
+    left.close()
+    right.close()
