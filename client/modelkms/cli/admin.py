@@ -1,0 +1,150 @@
+"""Administration: projects, and master keys under the officer's own Vault login."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from typing import Annotated, Optional
+
+import typer
+
+from modelkms.cli.common import CommandLine, command
+from modelkms.cli.output import moment, span
+from modelkms.errors import UsageError
+
+Project = Annotated[str, typer.Argument(metavar="PROJECT", help="Id of a project.")]
+
+_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    admin = typer.Typer(name="admin", help="Projects and master keys.", no_args_is_help=True)
+    project = typer.Typer(name="project", help="Projects.", no_args_is_help=True)
+    command(project, "create")(project_create)
+    command(project, "list")(project_list)
+    master_key = typer.Typer(
+        name="master-key",
+        help="Master keys. create and rotate use your own Vault login ([vault] of the profile).",
+        no_args_is_help=True,
+    )
+    command(master_key, "create")(master_key_create)
+    command(master_key, "rotate")(master_key_rotate)
+    command(master_key, "status")(master_key_status)
+    admin.add_typer(project)
+    admin.add_typer(master_key)
+    app.add_typer(admin)
+
+
+def project_create(cli: CommandLine, project: Project) -> None:
+    """Create a project. Its master key must exist: admin master-key create makes it.
+
+    Example: modelkms admin project create camera
+    """
+    with cli.client() as client:
+        created = client.create_project(project)
+    cli.answer(
+        {**created.as_dict(), "id": created.id},
+        f"created project {created.id}, under master key {created.master_key}",
+    )
+
+
+def project_list(cli: CommandLine) -> None:
+    """List the projects that you may see.
+
+    Example: modelkms admin project list
+    """
+    with cli.client() as client:
+        projects = client.list_projects()
+    cli.answer_table(
+        {"projects": [{**project.as_dict(), "id": project.id} for project in projects]},
+        ("PROJECT", "MASTER KEY", "CREATED"),
+        ((project.id, project.master_key, moment(project.create_time)) for project in projects),
+    )
+
+
+def master_key_create(
+    cli: CommandLine,
+    project: Project,
+    auto_rotate_period: Annotated[
+        Optional[str],  # noqa: UP045 - typer
+        typer.Option(
+            "--auto-rotate-period",
+            metavar="DURATION",
+            help="Vault rotates it by itself this often: 24h, 30d (at least an hour).",
+        ),
+    ] = None,
+) -> None:
+    """Create a project's master key in Vault, under your own Vault login.
+
+    One that exists already is left as it is, and refused if it is not as a master key must be.
+
+    Example: modelkms admin master-key create camera --auto-rotate-period 90d
+    """
+    from modelkms.officer import Officer
+
+    period = None if auto_rotate_period is None else _duration(auto_rotate_period)
+    with Officer.from_profile(cli.profile()) as officer:
+        key = officer.ensure_master_key(project, period)
+    done = "created master key" if key.created else "nothing to do: there is a master key"
+    rotates = ""
+    if key.auto_rotate_period is not None:
+        rotates = f", rotated by Vault every {span(key.auto_rotate_period)}"
+    cli.answer(key.as_dict(), f"{done} {key.vault_key} at version {key.latest_version}{rotates}")
+
+
+def master_key_rotate(cli: CommandLine, project: Project) -> None:
+    """Add a version to a project's master key, under your own Vault login.
+
+    New data keys are wrapped under it; everything that exists still opens.
+
+    Example: modelkms admin master-key rotate camera
+    """
+    from modelkms.officer import Officer
+
+    with Officer.from_profile(cli.profile()) as officer:
+        rotation = officer.rotate_master_key(project)
+    cli.answer(
+        rotation.as_dict(),
+        f"rotated {rotation.vault_key}: version {rotation.before} → {rotation.after}",
+    )
+
+
+def master_key_status(cli: CommandLine, project: Project) -> None:
+    """Tell the state of a project's master key, and how many data keys are under which version.
+
+    Asks the service: this needs no Vault login.
+
+    Example: modelkms admin master-key status camera
+    """
+    with cli.client() as client:
+        key = client.get_master_key(project)
+    period = key.auto_rotate_period
+    cli.answer_fields(
+        key.as_dict(),
+        [
+            ("vault key", key.vault_key),
+            (
+                "latest version",
+                f"{key.latest_version}, of {moment(key.latest_version_create_time)}",
+            ),
+            ("decrypts from", f"version {key.min_decryption_version}"),
+            ("rotates", "when an officer does" if period is None else f"every {span(period)}"),
+            *(
+                (f"under version {version}", f"{count:,} data {'key' if count == 1 else 'keys'}")
+                for version, count in sorted(key.keys_under_version.items())
+            ),
+        ],
+    )
+
+
+def _duration(text: str) -> timedelta:
+    """`90s`, `15m`, `24h`, `30d`."""
+    match = re.fullmatch(r"([1-9][0-9]{0,8})([smhd])", text)
+    if match is None:
+        raise UsageError(
+            f"{text!a} is no duration",
+            reason="DURATION_INVALID",
+            hint="write a number and s, m, h or d: 24h, 30d",
+        )
+    return timedelta(seconds=int(match[1]) * _UNITS_S[match[2]])

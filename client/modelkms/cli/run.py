@@ -1,0 +1,134 @@
+"""Running a program on a model that is decrypted in memory: run."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from modelkms.cli.common import CommandLine, Reference, command
+from modelkms.cli.output import write_error
+from modelkms.errors import LocalError, ModelKmsError, PathUnusable, UsageError
+
+if TYPE_CHECKING:
+    from modelkms.cli.signals import SignalRelay
+    from modelkms.opened import OpenedModel
+
+OWN_FAILURE = 125
+NOT_EXECUTABLE = 126
+NOT_FOUND = 127
+_PLACEHOLDER = "{model}"
+_PATH_VARIABLE = "MODELKMS_MODEL_PATH"
+# Python ignores these; a program expects them as the system has them.
+_DEFAULTED = (signal.SIGPIPE, signal.SIGXFSZ)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    command(app, "run")(run)
+
+
+def run(
+    cli: CommandLine,
+    ref: Reference,
+    program: Annotated[
+        list[str],
+        typer.Argument(metavar="-- CMD …", help="{model} in it becomes the model's path."),
+    ],
+) -> None:
+    """Run a command on a model that is decrypted to memory-backed storage only.
+
+    {model} in its arguments, and MODELKMS_MODEL_PATH in its environment, are the file if the
+    model is one file, else the folder. It is gone when the command ends. Signals go to the
+    command; the exit code is the command's (128+n if signal n ended it), or 125 if it could not
+    be started because of the model, 126 if it is not executable, 127 if it is not found.
+
+    Example: modelkms run camera/face-detector -- python detect.py {model}
+    """
+    try:
+        code = _run(cli, ref, program)
+    except ModelKmsError as error:
+        code = error.exit_code if isinstance(error, _CommandUnusable) else OWN_FAILURE
+        write_error(error, as_json=cli.json, exit_code=code)
+    raise typer.Exit(code)
+
+
+class _CommandUnusable(LocalError):
+    """The command was not found, or cannot be executed."""
+
+
+class CommandNotFound(_CommandUnusable):
+    exit_code = NOT_FOUND
+    default_reason = "COMMAND_NOT_FOUND"
+
+
+class CommandNotExecutable(_CommandUnusable):
+    exit_code = NOT_EXECUTABLE
+    default_reason = "COMMAND_NOT_EXECUTABLE"
+
+
+def _run(cli: CommandLine, ref: str, program: Sequence[str]) -> int:
+    from modelkms.cli.signals import Interrupted, SignalRelay
+
+    if not program[0]:
+        raise UsageError("the command is empty", hint="modelkms run REF -- CMD …")
+    # F55: neither we, who hold key and plaintext, nor the command leave a core file.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    try:
+        with SignalRelay() as relay:  # first of all: later threads inherit its signal mask
+            return _open_and_run(cli, ref, program, relay)
+    except Interrupted as interrupted:
+        return 128 + interrupted.number
+
+
+def _open_and_run(cli: CommandLine, ref: str, program: Sequence[str], relay: SignalRelay) -> int:
+    with cli.client() as client:
+        with cli.progress() as progress:
+            model = client.open(ref, progress=progress)
+        with model, model.materialize() as materialized:
+            path = _model_path(model, materialized)
+            code = _wait(relay, [part.replace(_PLACEHOLDER, str(path)) for part in program], path)
+            relay.finish()  # what is removed now is removed wholly
+    return code
+
+
+def _model_path(model: OpenedModel, materialized: Path) -> Path:
+    """The file, if the model is one file; else its folder."""
+    if materialized.is_file() or not model.single_file:
+        return materialized
+    (name,) = model.files()
+    return materialized / name
+
+
+def _wait(relay: SignalRelay, arguments: list[str], path: Path) -> int:
+    """The command's exit code; 128+n if signal n ended it."""
+    environment = {**os.environ, _PATH_VARIABLE: str(path)}
+
+    def spawn(mask: set[signal.Signals]) -> int:
+        return os.posix_spawnp(
+            arguments[0], arguments, environment, setsigmask=mask, setsigdef=_DEFAULTED
+        )
+
+    try:
+        pid = relay.start(spawn)
+    except OSError as error:
+        raise _unusable(arguments[0], error) from error
+    except ValueError:  # a NUL in an argument
+        raise PathUnusable("an argument of the command has a NUL in it") from None
+    _, status = os.waitpid(pid, 0)
+    code = os.waitstatus_to_exitcode(status)
+    return 128 - code if code < 0 else code
+
+
+def _unusable(name: str, error: OSError) -> ModelKmsError:
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return CommandNotFound(f"the command {name} is not found")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.ENOEXEC, errno.EISDIR):
+        return CommandNotExecutable(f"the command {name} cannot be executed: {error.strerror}")
+    return LocalError(f"the command {name} cannot be started: {error.strerror}")

@@ -1,0 +1,170 @@
+"""The catalogue: ls, promote, alias, enable, disable."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from modelkms.cli.common import (
+    CommandLine,
+    ModelReference,
+    ProjectOption,
+    VersionReference,
+    command,
+)
+from modelkms.cli.output import moment, size
+
+if TYPE_CHECKING:
+    from modelkms.client import Client
+    from modelkms.types import VersionInfo
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    command(app, "ls")(ls)
+    command(app, "promote")(promote)
+    command(app, "enable")(enable)
+    command(app, "disable")(disable)
+    alias = typer.Typer(name="alias", help="Movable names of versions.", no_args_is_help=True)
+    command(alias, "set")(alias_set)
+    command(alias, "list")(alias_list)
+    app.add_typer(alias)
+
+
+def ls(
+    cli: CommandLine,
+    ref: Annotated[
+        Optional[str],  # noqa: UP045 - typer
+        typer.Argument(
+            metavar="REF",
+            help="A model: its versions. With @version or @alias: its files (leases its key).",
+        ),
+    ] = None,
+    project: ProjectOption = None,
+) -> None:
+    """List models, the versions of a model, or the files of a version.
+
+    Example: modelkms ls camera/face-detector
+    """
+    with cli.client() as client:
+        if ref is None:
+            _list_models(cli, client, project)
+        elif _names_version(client, ref):
+            _list_members(cli, client, ref)
+        else:
+            _list_versions(cli, client, ref)
+
+
+def _names_version(client: Client, ref: str) -> bool:
+    reference = client.reference(ref)
+    return reference.number is not None or reference.alias is not None
+
+
+def _list_models(cli: CommandLine, client: Client, project: str | None) -> None:
+    models = client.list_models(project)
+    cli.answer_table(
+        {"models": [{**model.as_dict(), "reference": model.reference} for model in models]},
+        ("MODEL", "CREATED", "LABELS"),
+        (
+            (
+                model.reference,
+                moment(model.create_time),
+                ",".join(f"{key}={value}" for key, value in sorted(model.labels.items())),
+            )
+            for model in models
+        ),
+    )
+
+
+def _list_versions(cli: CommandLine, client: Client, ref: str) -> None:
+    versions = client.list_versions(ref)
+    cli.answer_table(
+        {"versions": [version.as_dict() for version in versions]},
+        ("VERSION", "STATE", "ALIASES", "SIZE", "CREATED", "PUBLISHER"),
+        (
+            (
+                version.reference,
+                version.state,
+                ",".join(f"@{alias}" for alias in version.aliases) or "-",
+                size(version.pin.length_bytes if version.pin else None),
+                moment(version.create_time),
+                version.publisher,
+            )
+            for version in versions
+        ),
+    )
+
+
+def _list_members(cli: CommandLine, client: Client, ref: str) -> None:
+    with cli.progress() as progress, client.open(ref, progress=progress) as model:
+        names = model.files()
+        version = model.version
+    cli.answer(
+        {"version": version.as_dict(), "members": [{"name": name} for name in names]}, *names
+    )
+
+
+def promote(cli: CommandLine, ref: VersionReference) -> None:
+    """Make a version what readers get: point @stable to it.
+
+    Example: modelkms promote camera/face-detector@4
+    """
+    with cli.client() as client:
+        alias = client.promote(ref)
+    cli.answer(alias.as_dict(), f"promoted {alias.version_reference}; readers get it")
+
+
+def enable(cli: CommandLine, ref: VersionReference) -> None:
+    """Let a disabled version be opened again.
+
+    Example: modelkms enable camera/face-detector@3
+    """
+    with cli.client() as client:
+        _tell_state(cli, client.enable(ref))
+
+
+def disable(cli: CommandLine, ref: VersionReference) -> None:
+    """Let a version be opened no more; its leases end.
+
+    Example: modelkms disable camera/face-detector@3
+    """
+    with cli.client() as client:
+        _tell_state(cli, client.disable(ref))
+
+
+def _tell_state(cli: CommandLine, version: VersionInfo) -> None:
+    cli.answer(version.as_dict(), f"{version.reference} is {version.state.lower()}")
+
+
+def alias_set(
+    cli: CommandLine,
+    ref: VersionReference,
+    alias: Annotated[str, typer.Argument(metavar="ALIAS", help="canary, stable, …")],
+) -> None:
+    """Point an alias to a version, creating it if need be.
+
+    Example: modelkms alias set camera/face-detector@4 canary
+    """
+    with cli.client() as client:
+        moved = client.set_alias(ref, alias.removeprefix("@"))
+    cli.answer(moved.as_dict(), f"@{moved.id} is {moved.version_reference}")
+
+
+def alias_list(cli: CommandLine, ref: ModelReference) -> None:
+    """List a model's aliases.
+
+    Example: modelkms alias list camera/face-detector
+    """
+    with cli.client() as client:
+        aliases = client.list_aliases(ref)
+    cli.answer_table(
+        {
+            "aliases": [
+                {**alias.as_dict(), "id": alias.id, "reference": alias.version_reference}
+                for alias in aliases
+            ]
+        },
+        ("ALIAS", "VERSION", "MOVED"),
+        ((f"@{alias.id}", alias.version_reference, moment(alias.update_time)) for alias in aliases),
+    )

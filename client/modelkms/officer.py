@@ -1,0 +1,492 @@
+"""The security officer's own way to Vault: creating and rotating master keys (DESIGN §2).
+
+The service can use master keys, not administer them. What is here runs under the officer's own
+Vault login, from the `[vault]` section of their profile, and never goes through the service.
+
+This module alone imports hvac in the client. What crosses its border is `ModelKmsError`; a Vault
+message never does, for it may quote what was sent.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import hvac
+import requests
+from hvac import exceptions as vault_errors
+
+from modelkms.errors import (
+    IdentityError,
+    MasterKeyMisconfigured,
+    NotFoundError,
+    ProfileInvalid,
+    ServerNotTrusted,
+    UnavailableError,
+    UsageError,
+    VaultBadReply,
+    VaultSealed,
+    VaultThrottled,
+    VaultUnavailable,
+    WrongStateError,
+)
+from modelkms.profile import Profile, VaultProfile
+from modelkms.reference import check_id
+from modelkms.secret import SecretBytes
+from modelkms.types import Info
+
+KEY_TYPE = "aes256-gcm96"
+_TIMEOUT_S = (5.0, 15.0)  # to connect, to answer
+_READ_ATTEMPTS = 2
+_KEY_NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,126}[A-Za-z0-9_])?")
+_MIN_AUTO_ROTATE = timedelta(hours=1)
+"""Vault's own limit (transit API, `auto_rotate_period`)."""
+
+# What a master key must be, field by field as `GET transit/keys/NAME` tells it, and why.
+_REQUIRED: Mapping[str, object] = {
+    "type": KEY_TYPE,
+    "derived": True,  # data keys are bound to their version by the derivation context
+    "convergent_encryption": False,  # derives nonces from plaintext: equal keys would show
+    "exportable": False,  # the master key never leaves Vault
+    "allow_plaintext_backup": False,
+    "deletion_allowed": False,
+}
+# Vault leaves these away where they are off.
+_ABSENT_IS_FALSE = frozenset({"convergent_encryption"})
+
+Answer = TypeVar("Answer")
+
+
+class VaultLoginRefused(IdentityError):
+    """Vault does not take the officer's login."""
+
+    default_reason = "VAULT_LOGIN_REFUSED"
+    default_hint = (
+        "check role_id_file and secret_id_file, or token_file, in [vault] of the profile; a "
+        "secret id may have expired"
+    )
+
+
+class VaultDenied(NotFoundError):
+    """Vault's policies do not let this login do it, or what is asked for is not there."""
+
+    default_reason = "VAULT_DENIED"
+    default_hint = (
+        "the login needs the officer's policy (deploy/vault/officer.hcl); check transit_mount and "
+        "master_key_template in [vault] of the profile"
+    )
+
+
+class VaultRequestRefused(WrongStateError):
+    """Vault does not take the request for this key."""
+
+    default_reason = "VAULT_REQUEST_REFUSED"
+    default_hint = "check transit_mount and master_key_template in [vault] of the profile"
+
+
+class MasterKeyNotFound(NotFoundError):
+    """The project has no master key in Vault."""
+
+    default_reason = "MASTER_KEY_NOT_FOUND"
+
+
+class RotationUnknown(UnavailableError):
+    """The answer to a rotation was lost; whether it happened could not be found out."""
+
+    default_reason = "ROTATION_UNKNOWN"
+    default_hint = (
+        "look at `modelkms admin master-key status` before you rotate again: it may have happened"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class VaultKey(Info):
+    """A transit key that is as a master key must be.
+
+    Attributes:
+        vault_key: its name in Vault.
+        latest_version: newest version, from 1.
+        min_decryption_version: oldest version that Vault decrypts under.
+        auto_rotate_period: None if Vault does not rotate it by itself.
+        created: whether it was made just now.
+    """
+
+    vault_key: str
+    latest_version: int
+    min_decryption_version: int
+    auto_rotate_period: timedelta | None
+    created: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation(Info):
+    """What a rotation did: newest version before and after."""
+
+    vault_key: str
+    before: int
+    after: int
+
+
+class Officer:
+    """Administers master keys. Logs in when first needed; the login ends with `close`."""
+
+    def __init__(self, vault: VaultProfile) -> None:
+        self._vault = vault
+        self._client: hvac.Client | None = None
+        self._own_token = False
+
+    @classmethod
+    def from_profile(cls, profile: Profile) -> Self:
+        """
+        Raises:
+            ProfileInvalid: the profile has no `[vault]` section.
+        """
+        if profile.vault is None:
+            raise ProfileInvalid(
+                f"{profile.described} has no [vault] section: this needs an officer's Vault login",
+                hint="choose the officer's profile (--profile), or add [vault] with address, "
+                "ca_file, role_id_file and secret_id_file",
+            )
+        return cls(profile.vault)
+
+    def ensure_master_key(
+        self, project: str, auto_rotate_period: timedelta | None = None
+    ) -> VaultKey:
+        """The project's master key, created if it is not there.
+
+        Args:
+            auto_rotate_period: how long a version serves before Vault rotates it by itself, at
+                least an hour; None: it does not, or as the key has it already.
+
+        Raises:
+            MasterKeyMisconfigured: it is there, and is not as it must be.
+        """
+        name = self._key_name(project)
+        _check_period(auto_rotate_period)
+        key = self._find(name)
+        if key is None:
+            return self._create(name, auto_rotate_period)
+        if auto_rotate_period not in (None, key.auto_rotate_period):
+            raise MasterKeyMisconfigured(
+                f"the master key {name} exists already, with another rotation period: "
+                f"{key.auto_rotate_period or 'none'}",
+                hint=f"bao write {self._vault.transit_mount}/keys/{name}/config "
+                f"auto_rotate_period={_seconds(auto_rotate_period)}",
+            )
+        return key
+
+    def read_master_key(self, project: str) -> VaultKey:
+        """
+        Raises:
+            MasterKeyNotFound: there is none.
+            MasterKeyMisconfigured: it is not as it must be.
+        """
+        name = self._key_name(project)
+        key = self._find(name)
+        if key is None:
+            raise MasterKeyNotFound(
+                f"there is no master key {name} in Vault",
+                hint=f"modelkms admin master-key create {project}",
+            )
+        return key
+
+    def rotate_master_key(self, project: str) -> Rotation:
+        """Add a version to the master key: new data keys are wrapped under it.
+
+        Rotates once. If the answer is lost, what happened is read from Vault, and the call is not
+        repeated (F37): a rotation that is not seen may still happen.
+
+        Raises:
+            MasterKeyNotFound, MasterKeyMisconfigured: as `read_master_key`.
+            RotationUnknown: the answer was lost, and no new version is there (yet).
+        """
+        before = self.read_master_key(project)
+        name = before.vault_key
+        lost = False
+        try:
+            self._once(
+                lambda client: client.secrets.transit.rotate_key(
+                    name=name, mount_point=self._vault.transit_mount
+                )
+            )
+        except (VaultUnavailable, VaultBadReply):
+            lost = True
+        try:
+            after = self.read_master_key(project)
+        except UnavailableError as error:
+            raise RotationUnknown(
+                f"{name} was told to rotate, and then Vault did not answer"
+            ) from error
+        if after.latest_version <= before.latest_version:
+            if lost:
+                raise RotationUnknown(
+                    f"{name} was told to rotate, the answer was lost, and it is still at version "
+                    f"{after.latest_version}"
+                )
+            raise VaultBadReply(
+                f"Vault took the rotation of {name}, but it is still at version "
+                f"{after.latest_version}"
+            )
+        return Rotation(name, before.latest_version, after.latest_version)
+
+    def check_login(self) -> None:
+        """Log in, and nothing else.
+
+        Raises:
+            VaultLoginRefused: the login is not taken.
+        """
+        self._once(lambda client: client.auth.token.lookup_self())
+
+    def close(self) -> None:
+        """End the login that was made here; a token from a file is left as it is. Idempotent."""
+        client, self._client = self._client, None
+        if client is None:
+            return
+        try:
+            if self._own_token:
+                client.auth.token.revoke_self()
+        except (vault_errors.VaultError, requests.RequestException):
+            pass  # it ends by itself, after its short life
+        finally:
+            client.token = ""
+            client.session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # --- keys -----------------------------------------------------------------------------------
+
+    def _key_name(self, project: str) -> str:
+        name = self._vault.master_key_template.replace("{project}", check_id(project, "project"))
+        if _KEY_NAME.fullmatch(name) is None:
+            raise ProfileInvalid(
+                f"master_key_template gives {name!a}, which is no name of a transit key",
+                hint="it may have letters, digits, and . _ - inside",
+            )
+        return name
+
+    def _find(self, name: str) -> VaultKey | None:
+        """The key, if there is one that is as it must be."""
+        answer = self._read(
+            lambda client: client.secrets.transit.read_key(
+                name=name, mount_point=self._vault.transit_mount
+            )
+        )
+        return None if answer is None else _checked(name, answer)
+
+    def _create(self, name: str, auto_rotate_period: timedelta | None) -> VaultKey:
+        self._once(
+            lambda client: client.secrets.transit.create_key(
+                name=name,
+                key_type=KEY_TYPE,
+                derived=True,
+                exportable=False,
+                allow_plaintext_backup=False,
+                convergent_encryption=False,
+                auto_rotate_period=_seconds(auto_rotate_period),
+                mount_point=self._vault.transit_mount,
+            )
+        )
+        # Vault leaves a key that somebody made meanwhile as it is, and says nothing: look at what
+        # is there now. `deletion_allowed` is off in a new key.
+        key = self._find(name)
+        if key is None:
+            raise VaultBadReply(f"Vault took the creation of {name}, but the key is not there")
+        return dataclasses.replace(key, created=True)
+
+    # --- calls ----------------------------------------------------------------------------------
+
+    def _read(self, call: Callable[[hvac.Client], Any]) -> Any | None:
+        """The answer to a read, repeated once over an outage; None if nothing is there."""
+        for attempt in range(1, _READ_ATTEMPTS + 1):
+            try:
+                return self._once(call)
+            except _NothingThere:
+                return None
+            except VaultUnavailable:
+                if attempt == _READ_ATTEMPTS:
+                    raise
+        raise AssertionError("the loop returns or raises")
+
+    def _once(self, call: Callable[[hvac.Client], Answer]) -> Answer:
+        client = self._logged_in()
+        return _translated(self._vault.address, lambda: call(client))
+
+    def _logged_in(self) -> hvac.Client:
+        if self._client is None:
+            self._client = self._login()
+        return self._client
+
+    def _login(self) -> hvac.Client:
+        vault = self._vault
+        client = hvac.Client(
+            url=vault.address,
+            token="",  # not None: hvac would take VAULT_TOKEN or ~/.vault-token
+            verify=str(vault.ca_file) if vault.ca_file else True,
+            timeout=_TIMEOUT_S,
+            namespace=vault.namespace,
+            allow_redirects=False,  # a redirect would carry the token elsewhere
+        )
+        if vault.token_file is not None:
+            client.token = _read_secret(vault.token_file, "token_file").reveal().decode()
+            return client
+        if vault.role_id_file is None or vault.secret_id_file is None:
+            raise ProfileInvalid(
+                "[vault] of the profile has no login",
+                hint="set role_id_file and secret_id_file, or token_file",
+            )
+        role_id = _read_secret(vault.role_id_file, "role_id_file")
+        secret_id = _read_secret(vault.secret_id_file, "secret_id_file")
+        try:
+            _translated(
+                vault.address,
+                lambda: client.auth.approle.login(
+                    role_id=role_id.reveal().decode(),
+                    secret_id=secret_id.reveal().decode(),
+                    mount_point=vault.approle_mount,
+                ),
+            )
+        except (VaultDenied, VaultRequestRefused) as error:
+            # A wrong secret id is a 400, a wrong mount a 403 or 404.
+            raise VaultLoginRefused(
+                f"Vault at {vault.address} refuses the AppRole login of the profile"
+            ) from error
+        except (KeyError, TypeError) as error:  # hvac, on an answer without a token
+            raise VaultBadReply(
+                f"what answers at {vault.address} does not answer as Vault does"
+            ) from _without_text(error)
+        finally:
+            secret_id.wipe()
+        self._own_token = True
+        return client
+
+
+class _NothingThere(VaultDenied):
+    """Vault has nothing at that path: a key that does not exist, or an engine."""
+
+
+def _translated(address: str, call: Callable[[], Answer]) -> Answer:
+    """The answer of `call`, or one of our errors: by class and status, never by Vault's words."""
+    try:
+        return call()
+    except requests.exceptions.SSLError as error:
+        raise ServerNotTrusted(
+            f"the TLS handshake with Vault at {address} failed: its certificate does not verify",
+            hint="check address and ca_file in [vault] of the profile",
+        ) from _without_text(error)
+    except requests.exceptions.JSONDecodeError as error:
+        raise VaultBadReply(
+            f"what answers at {address} does not answer as Vault does"
+        ) from _without_text(error)
+    except requests.RequestException as error:
+        raise VaultUnavailable(
+            f"Vault at {address} cannot be reached",
+            hint="check address in [vault] of the profile, and whether Vault runs",
+        ) from _without_text(error)
+    except OSError as error:  # requests' own, for a CA file that is not there
+        raise ProfileInvalid(
+            "ca_file in [vault] of the profile cannot be read", hint="it is a PEM bundle"
+        ) from _without_text(error)
+    except vault_errors.VaultError as error:
+        raise _meaning(address, error) from _without_text(error)
+
+
+def _meaning(address: str, error: vault_errors.VaultError) -> Exception:
+    match error:
+        case vault_errors.Unauthorized() | vault_errors.Forbidden():
+            return VaultDenied(f"Vault at {address} does not let this login do that")
+        case vault_errors.InvalidPath():
+            return _NothingThere(f"Vault at {address} has nothing there")
+        case vault_errors.InvalidRequest() | vault_errors.UnsupportedOperation():
+            return VaultRequestRefused(f"Vault at {address} does not take the request")
+        case vault_errors.RateLimitExceeded():
+            return VaultThrottled(f"Vault at {address} limits its callers")
+        case vault_errors.VaultDown():
+            return VaultSealed(
+                f"Vault at {address} is sealed or not ready", hint="unseal it, then try again"
+            )
+        case vault_errors.VaultNotInitialized():
+            return VaultSealed(f"Vault at {address} is not initialised")
+        case _:
+            return VaultUnavailable(f"Vault at {address} failed to answer")
+
+
+def _without_text(error: Exception) -> Exception:
+    """For the chain of causes: the kind only. Texts and requests of hvac may carry the token."""
+    bare = RuntimeError(f"{type(error).__module__}.{type(error).__name__}")
+    bare.__suppress_context__ = True
+    return bare
+
+
+def _checked(name: str, answer: Any) -> VaultKey:
+    """What Vault told of a key, if it is a master key as it must be.
+
+    Raises:
+        MasterKeyMisconfigured: it is not; the message names what is wrong.
+        VaultBadReply: that is not what Vault tells of a key.
+    """
+    data = answer.get("data") if isinstance(answer, dict) else None
+    if not isinstance(data, dict):
+        raise VaultBadReply(f"Vault's answer about {name} has no data")
+    wrong = []
+    for field, required in _REQUIRED.items():
+        value = data.get(field, False if field in _ABSENT_IS_FALSE else None)
+        if value is not required and value != required:
+            wrong.append(f"{field} is {value!a}, not {required!a}")
+    if wrong:
+        raise MasterKeyMisconfigured(
+            f"the key {name} in Vault cannot be a master key: {'; '.join(wrong)}",
+            hint="these cannot be changed once a key exists: use another project, or remove the "
+            "key in Vault if nothing is wrapped under it",
+        )
+    latest, oldest, period_s = (
+        _count(name, data, field)
+        for field in ("latest_version", "min_decryption_version", "auto_rotate_period")
+    )
+    return VaultKey(name, latest, oldest, timedelta(seconds=period_s) if period_s else None)
+
+
+def _check_period(period: timedelta | None) -> None:
+    if period is not None and period < _MIN_AUTO_ROTATE:
+        raise UsageError(
+            "a master key rotates by itself at most once an hour",
+            reason="AUTO_ROTATE_PERIOD_INVALID",
+            hint="write 24h, 30d, …",
+        )
+
+
+def _seconds(period: timedelta | None) -> str | None:
+    return None if period is None else f"{int(period.total_seconds())}s"
+
+
+def _count(name: str, data: Mapping[str, object], field: str) -> int:
+    value = data.get(field, 0)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise VaultBadReply(f"Vault's answer about {name} has no sound {field}")
+    return value
+
+
+def _read_secret(path: Path, field: str) -> SecretBytes:
+    try:
+        content = path.read_bytes().strip()
+    except OSError as error:
+        raise ProfileInvalid(
+            f"{field} in [vault] of the profile cannot be read: {path}: {error.strerror}"
+        ) from error
+    if not content or not content.isascii():
+        raise ProfileInvalid(f"{field} in [vault] of the profile is empty or no text: {path}")
+    return SecretBytes(content)
