@@ -85,7 +85,7 @@ def test_ids(value: str) -> None:
         "a\n",
         "a\0",
         "ä",
-        "а",
+        "\u0430",
         "../a",
         "a/b",
     ],
