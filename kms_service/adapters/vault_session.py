@@ -242,9 +242,9 @@ class VaultSession:
     def _login(self) -> str:
         settings = self._settings
         if settings.token_file is not None:
-            token = _read(settings.token_file)
-            reply = self._send("GET", "auth/token/lookup-self", None, token)
-            ttl = self._granted(reply).data.get("ttl")
+            given = _read(settings.token_file)
+            looked_up = self._granted(self._send("GET", "auth/token/lookup-self", None, given))
+            token, ttl = given, looked_up.data.get("ttl")
         else:
             reply = self._send(
                 "POST",
@@ -258,8 +258,8 @@ class VaultSession:
             auth = self._granted(reply).body.get("auth")
             if not isinstance(auth, dict):
                 raise VaultBadReply
-            token, ttl = auth.get("client_token"), auth.get("lease_duration")
-        if not isinstance(token, str) or not token or not isinstance(ttl, int):
+            token, ttl = str(auth.get("client_token") or ""), auth.get("lease_duration")
+        if not token or not isinstance(ttl, int):
             raise VaultBadReply
         self._take(token, ttl)
         self._start_renewing()

@@ -1,0 +1,75 @@
+"""Brings a database's schema to this version's, and tells where it is."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection
+
+from kms_service.adapters.database.engine import Transactions, sqlite_engine, translated
+
+_MIGRATIONS = Path(__file__).with_name("migrations")
+
+
+class SchemaState(Enum):
+    """How a database's schema stands to this version's."""
+
+    EMPTY = "empty"
+    OLDER = "older"
+    CURRENT = "current"
+    NEWER = "newer"
+    """Unknown to this version: made by a later one."""
+
+
+def migrate(url: str) -> None:
+    """Create or upgrade the schema. Does nothing where it is current.
+
+    Raises:
+        ConfigurationError: the URL cannot be used.
+        StateUnavailable, StateCorrupt: the database cannot be.
+    """
+    engine = sqlite_engine(url)
+    try:
+        with Transactions(engine).write() as connection:
+            config = _alembic()
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+    finally:
+        engine.dispose()
+
+
+def schema_state(url: str) -> SchemaState:
+    """
+    Raises: as `migrate`.
+    """
+    engine = sqlite_engine(url)
+    try:
+        with translated(), engine.connect() as connection, connection.begin():
+            return schema_state_of(connection)
+    finally:
+        engine.dispose()
+
+
+def schema_state_of(connection: Connection) -> SchemaState:
+    """The state seen through an open connection."""
+    found = MigrationContext.configure(connection).get_current_revision()
+    if found is None:
+        return SchemaState.EMPTY
+    scripts = ScriptDirectory.from_config(_alembic())
+    if found == scripts.get_current_head():
+        return SchemaState.CURRENT
+    known = {script.revision for script in scripts.walk_revisions()}
+    return SchemaState.OLDER if found in known else SchemaState.NEWER
+
+
+def _alembic() -> Config:
+    config = Config()
+    # Alembic splits at "%"; a path may have one.
+    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    return config

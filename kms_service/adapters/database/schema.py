@@ -1,0 +1,114 @@
+"""The tables. Times are UTC microseconds since 1970 as integers: exact on every database."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(referred_table_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+_ID = String(63)
+_UID = String(32)
+
+projects = Table(
+    "projects",
+    metadata,
+    Column("project", _ID, primary_key=True),
+    Column("master_key", String(255), nullable=False),
+    Column("create_time_us", BigInteger, nullable=False),
+)
+
+models = Table(
+    "models",
+    metadata,
+    Column("project", _ID, primary_key=True),
+    Column("model", _ID, primary_key=True),
+    Column("create_time_us", BigInteger, nullable=False),
+    Column("labels", Text, nullable=False),  # JSON object of strings
+    # The highest version number ever given: numbers are never given twice, rows may go.
+    Column("last_number", Integer, nullable=False),
+    ForeignKeyConstraint(["project"], ["projects.project"]),
+)
+
+versions = Table(
+    "versions",
+    metadata,
+    Column("project", _ID, primary_key=True),
+    Column("model", _ID, primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("uid", _UID, nullable=False, unique=True),
+    Column("state", String(32), nullable=False),
+    Column("publisher", String(2048), nullable=False),
+    Column("request_id", String(36), nullable=False),
+    Column("artifact_id", _UID, nullable=False, unique=True),
+    Column("wrapped_key", Text, nullable=False),
+    Column("master_key_version", Integer, nullable=False),
+    Column("create_time_us", BigInteger, nullable=False),
+    Column("finalize_time_us", BigInteger),
+    Column("pin_length_bytes", BigInteger),
+    Column("pin_floe_header_tag", LargeBinary(32)),
+    Column("pin_digest", LargeBinary(32)),
+    Column("revision", Integer, nullable=False),
+    ForeignKeyConstraint(["project", "model"], ["models.project", "models.model"]),
+    UniqueConstraint("project", "model", "publisher", "request_id"),
+    Index(None, "state", "create_time_us"),
+    Index(None, "project", "master_key_version"),
+)
+
+aliases = Table(
+    "aliases",
+    metadata,
+    Column("project", _ID, primary_key=True),
+    Column("model", _ID, primary_key=True),
+    Column("alias", _ID, primary_key=True),
+    Column("number", Integer, nullable=False),
+    Column("update_time_us", BigInteger, nullable=False),
+    ForeignKeyConstraint(
+        ["project", "model", "number"], ["versions.project", "versions.model", "versions.number"]
+    ),
+)
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("project", _ID, primary_key=True),
+    Column("lease", _UID, primary_key=True),
+    Column("model", _ID, nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("version_uid", _UID, nullable=False),
+    Column("principal", String(2048), nullable=False),
+    Column("instance", String(64), nullable=False),
+    Column("issue_time_us", BigInteger, nullable=False),
+    Column("expire_time_us", BigInteger, nullable=False),
+    Column("absolute_end_time_us", BigInteger, nullable=False),
+    Column("renewals", Integer, nullable=False),
+    Column("revoke_time_us", BigInteger),
+    Index(None, "project", "issue_time_us", "lease"),
+    Index(None, "project", "model", "number"),
+    Index(None, "expire_time_us"),
+)
+
+clock = Table(
+    "clock",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),  # always 1
+    Column("mark_us", BigInteger, nullable=False),
+)

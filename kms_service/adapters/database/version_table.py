@@ -1,0 +1,153 @@
+"""Versions of models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Row, func, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from kms_service.adapters.database import schema
+from kms_service.adapters.database.pages import decode_token, encode_token, page_of
+from kms_service.adapters.database.times import from_us, to_us
+from kms_service.domain.catalogue import ArtifactPin, Version, VersionState, WrappedDataKey
+from kms_service.domain.errors import ConcurrentUpdate
+from kms_service.domain.names import ModelName, ProjectName, VersionName
+from kms_service.domain.ports import Page
+
+_TABLE = schema.versions
+
+
+class SqlVersionTable:
+    """Implements `domain.ports.VersionTable`."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def get(self, name: VersionName) -> Version | None:
+        return self._one(
+            _TABLE.c.project == name.project,
+            _TABLE.c.model == name.model,
+            _TABLE.c.number == name.number,
+        )
+
+    def get_by_request(self, model: ModelName, publisher: str, request_id: str) -> Version | None:
+        return self._one(
+            _TABLE.c.project == model.project,
+            _TABLE.c.model == model.model,
+            _TABLE.c.publisher == publisher,
+            _TABLE.c.request_id == request_id,
+        )
+
+    def next_number(self, model: ModelName) -> int:
+        """Counted up in the model's row: a number is never given twice, even if rows vanish."""
+        models = schema.models
+        number = self._connection.execute(
+            update(models)
+            .where(models.c.project == model.project, models.c.model == model.model)
+            .values(last_number=models.c.last_number + 1)
+            .returning(models.c.last_number)
+        ).scalar_one()
+        return int(number)
+
+    def insert(self, version: Version) -> None:
+        try:
+            self._connection.execute(insert(_TABLE).values(_columns(version)))
+        except IntegrityError as error:
+            raise ConcurrentUpdate from error
+
+    def update(self, version: Version) -> None:
+        changed = self._connection.execute(
+            update(_TABLE)
+            .where(
+                _TABLE.c.project == version.name.project,
+                _TABLE.c.model == version.name.model,
+                _TABLE.c.number == version.name.number,
+                _TABLE.c.revision == version.revision - 1,
+            )
+            .values(_columns(version))
+        )
+        if changed.rowcount != 1:
+            raise ConcurrentUpdate
+
+    def list(self, parent: ModelName, page_size: int, page_token: str) -> Page[Version]:
+        query = (
+            select(_TABLE)
+            .where(_TABLE.c.project == parent.project, _TABLE.c.model == parent.model)
+            .order_by(_TABLE.c.number.desc())
+            .limit(page_size + 1)
+        )
+        if (after := decode_token(page_token, int)) is not None:
+            query = query.where(_TABLE.c.number < after[0])
+        items = [_version(row) for row in self._connection.execute(query)]
+        return page_of(items, page_size, lambda version: encode_token(version.name.number))
+
+    def pending_before(self, created_before: datetime, limit: int) -> Sequence[Version]:
+        rows = self._connection.execute(
+            select(_TABLE)
+            .where(
+                _TABLE.c.state == VersionState.PENDING.value,
+                _TABLE.c.create_time_us < to_us(created_before),
+            )
+            .order_by(_TABLE.c.create_time_us)
+            .limit(limit)
+        )
+        return [_version(row) for row in rows]
+
+    def count_by_master_key_version(self, project: ProjectName) -> dict[int, int]:
+        rows = self._connection.execute(
+            select(_TABLE.c.master_key_version, func.count())
+            .where(
+                _TABLE.c.project == project.project,
+                _TABLE.c.state != VersionState.DESTROYED.value,
+            )
+            .group_by(_TABLE.c.master_key_version)
+        )
+        return {int(row[0]): int(row[1]) for row in rows}
+
+    def _one(self, *conditions: Any) -> Version | None:
+        row = self._connection.execute(select(_TABLE).where(*conditions)).one_or_none()
+        return _version(row) if row is not None else None
+
+
+def _columns(version: Version) -> dict[str, object]:
+    pin = version.pin
+    return {
+        "project": version.name.project,
+        "model": version.name.model,
+        "number": version.name.number,
+        "uid": version.uid,
+        "state": version.state.value,
+        "publisher": version.publisher,
+        "request_id": version.request_id,
+        "artifact_id": version.artifact_id,
+        "wrapped_key": version.wrapped_key.ciphertext,
+        "master_key_version": version.wrapped_key.master_key_version,
+        "create_time_us": to_us(version.create_time),
+        "finalize_time_us": to_us(version.finalize_time) if version.finalize_time else None,
+        "pin_length_bytes": pin.length_bytes if pin else None,
+        "pin_floe_header_tag": pin.floe_header_tag if pin else None,
+        "pin_digest": pin.digest if pin else None,
+        "revision": version.revision,
+    }
+
+
+def _version(row: Row[tuple[object, ...]]) -> Version:
+    pinned = row.pin_length_bytes is not None
+    return Version(
+        name=VersionName(row.project, row.model, row.number),
+        uid=row.uid,
+        state=VersionState(row.state),
+        publisher=row.publisher,
+        request_id=row.request_id,
+        artifact_id=row.artifact_id,
+        wrapped_key=WrappedDataKey(row.wrapped_key, row.master_key_version),
+        create_time=from_us(row.create_time_us),
+        finalize_time=from_us(row.finalize_time_us) if row.finalize_time_us is not None else None,
+        pin=ArtifactPin(row.pin_length_bytes, row.pin_floe_header_tag, row.pin_digest)
+        if pinned
+        else None,
+        revision=row.revision,
+    )
