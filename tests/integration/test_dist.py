@@ -18,6 +18,7 @@ TREES = {
     "modelkms": REPOSITORY / "client",
     "modelkms_server": REPOSITORY,
 }
+VAULT_POLICIES = {path.name for path in (REPOSITORY / "deploy/vault/policies").glob("*.hcl")}
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +77,13 @@ def test_modules_import_from_the_wheel(installed: Path, tmp_path: Path, module: 
     assert path.is_relative_to(installed.parent)
 
 
+def test_the_shipped_policies_come_along(installed: Path, tmp_path: Path) -> None:
+    ask = "from kms_service.development.vault_setup import policies_folder as f; print(f())"
+    folder = Path(run([str(installed / "python"), "-I", "-c", ask], cwd=tmp_path).strip())
+    assert folder.is_relative_to(installed.parent)
+    assert {path.name for path in folder.iterdir()} == VAULT_POLICIES
+
+
 def test_the_wheels_are_typed_licensed_and_whole(installed: Path) -> None:
     (site,) = installed.parent.glob("lib/python*/site-packages")
     for package in ("modelkms", "modelkms_api", "kms_service"):
@@ -84,8 +92,10 @@ def test_the_wheels_are_typed_licensed_and_whole(installed: Path) -> None:
         (information,) = site.glob(f"{name}-{VERSION}.dist-info")
         licence = (information / "licenses" / "LICENSE").read_text()
         assert licence == (REPOSITORY / "LICENSE").read_text()
+    beside = {Path("development/vault_policies") / file for file in VAULT_POLICIES}
     for name, tree in {"modelkms": "client", "kms_service": ".", "modelkms_api": "protos"}.items():
-        assert sources(site / name) == sources(REPOSITORY / tree / name)
+        expected = sources(REPOSITORY / tree / name)
+        assert sources(site / name) == (expected | beside if name == "kms_service" else expected)
 
 
 def sources(package: Path) -> set[Path]:
