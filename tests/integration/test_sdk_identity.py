@@ -12,7 +12,6 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from cryptography import x509
 from google.protobuf.descriptor import ServiceDescriptor
 from modelkms import catalogue
 from modelkms.errors import (
@@ -33,7 +32,7 @@ from modelkms_api.v1 import model_service_pb2, resources_pb2
 
 from kms_service.domain import errors as service_errors
 from kms_service.rpc.pipeline import Call
-from tests.support.certificates import Issued, TestAuthority, uris
+from tests.support.certificates import SERVER_AUTH, Issued, TestAuthority, uris
 from tests.support.server import TRUST_DOMAIN, RunningServer, running_server
 
 
@@ -154,9 +153,7 @@ def test_f04_an_expired_certificate_is_credential_expired(
 def test_f04_a_certificate_for_servers_only_is_an_identity_error(
     tmp_path: Path, server: RunningServer
 ) -> None:
-    wrong = server.authority.issue(
-        uris(f"spiffe://{TRUST_DOMAIN}/reader"), usages=[x509.ExtendedKeyUsageOID.SERVER_AUTH]
-    )
+    wrong = server.authority.issue(uris(f"spiffe://{TRUST_DOMAIN}/reader"), usages=[SERVER_AUTH])
     assert refusal(session(tmp_path, server.port, wrong)).exit_code == 4
 
 

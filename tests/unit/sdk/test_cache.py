@@ -1,0 +1,391 @@
+"""The cache: whole entries or none, verified at each use, in a folder nobody else can write."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+from modelkms.cache import ArtifactCache
+from modelkms.errors import ArtifactMismatch, CacheUnsafe, LocalDiskError, LocalDiskFull
+
+from tests.support.sdk_artifacts import NoiseArtifact, noise_artifact
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "cache" / "artifacts"
+
+
+@pytest.fixture
+def cache(folder: Path) -> ArtifactCache:
+    return ArtifactCache(folder, 1 << 30)
+
+
+class Filler:
+    """Writes an artifact, and counts how often."""
+
+    def __init__(self, artifact: NoiseArtifact) -> None:
+        self.artifact = artifact
+        self.calls = 0
+
+    def __call__(self, file: BinaryIO) -> None:
+        self.calls += 1
+        file.seek(0)
+        file.truncate()
+        file.write(self.artifact.content)
+
+
+def read(cache: ArtifactCache, artifact: NoiseArtifact, fill: Callable[[BinaryIO], None]) -> bytes:
+    with cache.get_or_fill(artifact.artifact_id, artifact.pin, fill) as file:
+        return file.read()
+
+
+def entries(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if path.suffix != ".lock"}
+
+
+def never(_: BinaryIO) -> None:
+    pytest.fail("filled although it was there")
+
+
+def test_an_entry_is_filled_once_and_found_again(cache: ArtifactCache, folder: Path) -> None:
+    artifact = noise_artifact()
+    fill = Filler(artifact)
+    assert cache.get(artifact.artifact_id, artifact.pin) is None
+    assert read(cache, artifact, fill) == artifact.content
+    assert read(cache, artifact, never) == artifact.content
+    assert fill.calls == 1
+    assert entries(folder) == {artifact.artifact_id}
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert (folder / artifact.artifact_id).stat().st_mode & 0o777 == 0o600
+
+
+def test_a_failed_fill_leaves_no_entry(cache: ArtifactCache, folder: Path) -> None:
+    artifact = noise_artifact()
+
+    def fail(file: BinaryIO) -> None:
+        file.write(b"half")
+        raise ArtifactMismatch("no")
+
+    with pytest.raises(ArtifactMismatch):
+        read(cache, artifact, fail)
+    assert cache.get(artifact.artifact_id, artifact.pin) is None
+    assert read(cache, artifact, Filler(artifact)) == artifact.content
+
+
+@pytest.mark.parametrize("change", ["shorter", "longer", "tag", "header", "magic", "empty"])
+def test_f53_an_entry_that_does_not_verify_is_dropped_and_fetched_anew(
+    cache: ArtifactCache, folder: Path, change: str
+) -> None:
+    artifact = noise_artifact()
+    read(cache, artifact, Filler(artifact))
+    path = folder / artifact.artifact_id
+    content = bytearray(artifact.content)
+    at = content.index(artifact.pin.floe_header_tag)
+    match change:
+        case "shorter":
+            del content[-1]
+        case "longer":
+            content.append(0)
+        case "tag":
+            content[at] ^= 1
+        case "header":
+            content[20] ^= 1
+        case "magic":
+            content[0] ^= 1
+        case "empty":
+            content.clear()
+    path.write_bytes(content)
+    assert cache.get(artifact.artifact_id, artifact.pin) is None
+    assert not path.exists()
+    fill = Filler(artifact)
+    assert read(cache, artifact, fill) == artifact.content
+    assert fill.calls == 1
+
+
+@pytest.mark.parametrize("kind", ["symlink", "fifo", "folder-writable", "hard link", "dangling"])
+def test_f53_a_planted_entry_is_not_followed(
+    cache: ArtifactCache, folder: Path, tmp_path: Path, kind: str
+) -> None:
+    artifact = noise_artifact()
+    folder.mkdir(parents=True, mode=0o700)
+    path, other = folder / artifact.artifact_id, tmp_path / "other"
+    other.write_bytes(artifact.content)
+    match kind:
+        case "symlink":
+            path.symlink_to(other)
+        case "dangling":
+            path.symlink_to(tmp_path / "absent")
+        case "fifo":
+            os.mkfifo(path)
+        case "hard link":
+            os.link(other, path)
+        case "folder-writable":
+            path.write_bytes(artifact.content)
+            path.chmod(0o666)
+    fill = Filler(artifact)
+    assert read(cache, artifact, fill) == artifact.content
+    assert fill.calls == 1
+    assert other.read_bytes() == artifact.content
+    assert not path.is_symlink()
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o770, 0o702])
+def test_f53_a_folder_that_others_can_write_is_unsafe(
+    cache: ArtifactCache, folder: Path, mode: int
+) -> None:
+    folder.mkdir(parents=True)
+    folder.chmod(mode)
+    artifact = noise_artifact()
+    with pytest.raises(CacheUnsafe, match="written by others"):
+        cache.get(artifact.artifact_id, artifact.pin)
+    with pytest.raises(CacheUnsafe):
+        read(cache, artifact, never)
+
+
+def test_f53_a_folder_below_one_that_everyone_can_write_is_unsafe(
+    cache: ArtifactCache, folder: Path
+) -> None:
+    folder.mkdir(parents=True, mode=0o700)
+    folder.parent.chmod(0o777)
+    artifact = noise_artifact()
+    with pytest.raises(CacheUnsafe, match="written by everyone"):
+        cache.get(artifact.artifact_id, artifact.pin)
+    folder.parent.chmod(0o1777)  # as /tmp: only owners rename
+    assert cache.get(artifact.artifact_id, artifact.pin) is None
+
+
+def test_f53_a_folder_that_is_a_link_is_unsafe(
+    cache: ArtifactCache, folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    folder.parent.mkdir()
+    folder.symlink_to(tmp_path / "elsewhere")
+    artifact = noise_artifact()
+    with pytest.raises(CacheUnsafe, match="symbolic link"):
+        cache.get(artifact.artifact_id, artifact.pin)
+    folder.unlink()
+    folder.write_text("")
+    with pytest.raises(CacheUnsafe):
+        cache.get(artifact.artifact_id, artifact.pin)
+
+
+def test_f53_a_folder_of_another_user_is_unsafe(
+    cache: ArtifactCache, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.mkdir(parents=True, mode=0o700)
+    if os.geteuid() == 0:
+        os.chown(folder, 12345, 12345)
+    else:
+        mine = os.geteuid()
+        monkeypatch.setattr(os, "geteuid", lambda: mine + 1)
+    artifact = noise_artifact()
+    with pytest.raises(CacheUnsafe, match="another user"):
+        cache.get(artifact.artifact_id, artifact.pin)
+
+
+def test_f54_threads_fill_an_entry_once(cache: ArtifactCache) -> None:
+    artifact = noise_artifact(3_000_000)
+    calls: list[int] = []
+
+    def slowly(file: BinaryIO) -> None:
+        calls.append(1)
+        for start in range(0, len(artifact.content), 500_000):
+            file.write(artifact.content[start : start + 500_000])
+            time.sleep(0.02)
+
+    results: list[bytes] = []
+    threads = [
+        threading.Thread(target=lambda: results.append(read(cache, artifact, slowly)))
+        for _ in range(6)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert results == [artifact.content] * 6
+    assert len(calls) == 1
+
+
+FILLER = """
+import sys, time
+from pathlib import Path
+from modelkms.cache import ArtifactCache
+from modelkms.types import PinInfo
+folder, artifact_id, length, tag, digest, source = sys.argv[1:]
+def fill(file):
+    content = Path(source).read_bytes()
+    file.write(content[:1000])
+    print("filling", flush=True)
+    sys.stdin.readline()
+    file.write(content[1000:])
+pin = PinInfo(int(length), bytes.fromhex(tag), bytes.fromhex(digest))
+ArtifactCache(Path(folder), 1 << 30).get_or_fill(artifact_id, pin, fill)
+"""
+
+
+@pytest.fixture
+def start_filler(folder: Path, tmp_path: Path) -> Iterator[Callable[[NoiseArtifact], Started]]:
+    started: list[Started] = []
+
+    def start(artifact: NoiseArtifact) -> Started:
+        source = tmp_path / "source"
+        source.write_bytes(artifact.content)
+        pin = artifact.pin
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-c", FILLER, str(folder), artifact.artifact_id),
+                *(str(pin.length_bytes), pin.floe_header_tag.hex(), pin.digest.hex()),
+                str(source),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == "filling\n"
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+Started = subprocess.Popen[str]
+
+
+def test_f54_another_process_that_fills_is_waited_for(
+    cache: ArtifactCache, start_filler: Callable[[NoiseArtifact], Started]
+) -> None:
+    artifact = noise_artifact()
+    filler = start_filler(artifact)
+    assert filler.stdin is not None
+    filler.stdin.write("\n")
+    timer = threading.Timer(0.2, filler.stdin.flush)
+    timer.start()
+    assert read(cache, artifact, never) == artifact.content
+    timer.join()
+
+
+def test_f54_a_killed_fillers_lock_dies_with_it_and_nothing_half_is_seen(
+    cache: ArtifactCache, folder: Path, start_filler: Callable[[NoiseArtifact], Started]
+) -> None:
+    artifact = noise_artifact()
+    filler = start_filler(artifact)
+    assert cache.get(artifact.artifact_id, artifact.pin) is None
+    threading.Timer(0.2, filler.kill).start()
+    fill = Filler(artifact)
+    assert read(cache, artifact, fill) == artifact.content
+    assert fill.calls == 1
+    assert entries(folder) == {artifact.artifact_id}
+
+
+def test_f54_a_filler_that_stands_still_is_not_waited_for_for_ever(
+    folder: Path, start_filler: Callable[[NoiseArtifact], Started]
+) -> None:
+    artifact = noise_artifact()
+    start_filler(artifact)
+    impatient = ArtifactCache(folder, 1 << 30, stall_s=0.2)
+    with pytest.raises(LocalDiskError, match="another process"):
+        read(impatient, artifact, never)
+
+
+def test_f52_what_does_not_fit_is_refused_before_it_is_fetched(folder: Path) -> None:
+    artifact = noise_artifact(20_000)
+    with pytest.raises(LocalDiskFull, match="20,000"):
+        read(ArtifactCache(folder, 10_000), artifact, never)
+
+
+def test_f52_a_full_disk_is_local_disk_full_and_leaves_nothing(
+    cache: ArtifactCache, folder: Path
+) -> None:
+    artifact = noise_artifact()
+
+    def full(file: BinaryIO) -> None:
+        file.write(artifact.content[:1000])
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(LocalDiskFull, match="No space left"):
+        read(cache, artifact, full)
+    assert entries(folder) == set()
+
+
+def test_f52_a_real_file_size_limit_is_local_disk_full(cache: ArtifactCache, folder: Path) -> None:
+    artifact = noise_artifact(300_000)
+
+    def fill(file: BinaryIO) -> None:
+        view = memoryview(artifact.content)
+        while view:
+            view = view[file.write(view) :]
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(LocalDiskFull):
+            read(cache, artifact, fill)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert entries(folder) == set()
+    assert read(cache, artifact, fill) == artifact.content
+
+
+@pytest.mark.parametrize("function", ["fsync", "rename"])
+def test_f52_a_failing_fsync_or_rename_leaves_no_entry(
+    cache: ArtifactCache, folder: Path, monkeypatch: pytest.MonkeyPatch, function: str
+) -> None:
+    artifact = noise_artifact()
+
+    def fail(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os if function == "fsync" else Path, function, fail)
+        with pytest.raises(LocalDiskError, match="Input/output"):
+            read(cache, artifact, Filler(artifact))
+    assert entries(folder) == set()
+
+
+def test_the_longest_unused_entries_go_first(folder: Path) -> None:
+    cache = ArtifactCache(folder, 50_000)
+    old, used, new = (noise_artifact(20_000) for _ in range(3))
+    for artifact in (old, used):
+        read(cache, artifact, Filler(artifact))
+    os.utime(folder / old.artifact_id, (1, 1))
+    read(cache, new, Filler(new))
+    assert entries(folder) == {used.artifact_id, new.artifact_id}
+
+
+def test_an_entry_in_use_is_readable_after_it_was_evicted(folder: Path) -> None:
+    cache = ArtifactCache(folder, 25_000)
+    one, two = noise_artifact(20_000), noise_artifact(20_000)
+    with cache.get_or_fill(one.artifact_id, one.pin, Filler(one)) as file:
+        read(cache, two, Filler(two))
+        assert entries(folder) == {two.artifact_id}
+        assert file.read() == one.content
+
+
+def test_what_somebody_fills_is_not_evicted(
+    folder: Path, start_filler: Callable[[NoiseArtifact], Started]
+) -> None:
+    being_filled, other = noise_artifact(20_000), noise_artifact(20_000)
+    start_filler(being_filled)
+    read(ArtifactCache(folder, 20_500), other, Filler(other))
+    assert f"{being_filled.artifact_id}.partial" in entries(folder)
+
+
+def test_a_removed_cache_folder_is_made_again(cache: ArtifactCache, folder: Path) -> None:
+    artifact = noise_artifact()
+    read(cache, artifact, Filler(artifact))
+    shutil.rmtree(folder)
+    assert read(cache, artifact, Filler(artifact)) == artifact.content
