@@ -9,6 +9,7 @@ message never does, for it may quote what was sent.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
@@ -134,10 +135,18 @@ class Rotation(Info):
 
 
 class Officer:
-    """Administers master keys. Logs in when first needed; the login ends with `close`."""
+    """Administers master keys. Logs in when first needed; the login ends with `close`.
 
-    def __init__(self, vault: VaultProfile) -> None:
+    Args:
+        vault: where Vault is, and the login.
+        session: to speak HTTP with; None: a new one. Closed by `close`.
+    """
+
+    def __init__(self, vault: VaultProfile, session: requests.Session | None = None) -> None:
         self._vault = vault
+        self._session = session or requests.Session()
+        # hvac takes the session's, not its own argument.
+        self._session.verify = str(vault.ca_file) if vault.ca_file else True
         self._client: hvac.Client | None = None
         self._own_token = False
 
@@ -246,16 +255,11 @@ class Officer:
     def close(self) -> None:
         """End the login that was made here; a token from a file is left as it is. Idempotent."""
         client, self._client = self._client, None
-        if client is None:
-            return
-        try:
-            if self._own_token:
+        if client is not None and self._own_token:
+            # Where this fails, the token ends by itself, after its short life.
+            with contextlib.suppress(vault_errors.VaultError, requests.RequestException):
                 client.auth.token.revoke_self()
-        except (vault_errors.VaultError, requests.RequestException):
-            pass  # it ends by itself, after its short life
-        finally:
-            client.token = ""
-            client.session.close()
+        self._session.close()
 
     def __enter__(self) -> Self:
         return self
@@ -336,9 +340,9 @@ class Officer:
         client = hvac.Client(
             url=vault.address,
             token="",  # not None: hvac would take VAULT_TOKEN or ~/.vault-token
-            verify=str(vault.ca_file) if vault.ca_file else True,
             timeout=_TIMEOUT_S,
             namespace=vault.namespace,
+            session=self._session,
             allow_redirects=False,  # a redirect would carry the token elsewhere
         )
         if vault.token_file is not None:

@@ -110,9 +110,8 @@ def read_layout(source: BinaryIO) -> Layout:
         OSError: it cannot be read.
     """
     from modelkms_api.artifact import (
-        FLOE_HEADER_BYTES,
-        FLOE_SEGMENT_OVERHEAD_BYTES,
         MAX_CLEAR_PREFIX_BYTES,
+        SEGMENT_OVERHEAD_BYTES,
         ArtifactFormatError,
         parse_clear_prefix,
     )
@@ -131,11 +130,11 @@ def read_layout(source: BinaryIO) -> Layout:
             hint="artifacts are what the store and the cache hold; see docs/spec/artifact-v1.md",
         ) from error
     header = clear.header
-    encrypted = file_bytes - clear.payload_offset - FLOE_HEADER_BYTES
+    encrypted = file_bytes - clear.segments_offset
     segments, rest = divmod(encrypted, header.segment_length_bytes)
     last = rest or header.segment_length_bytes
     segments += bool(rest)
-    if encrypted < FLOE_SEGMENT_OVERHEAD_BYTES or last < FLOE_SEGMENT_OVERHEAD_BYTES:
+    if encrypted < SEGMENT_OVERHEAD_BYTES or last < SEGMENT_OVERHEAD_BYTES:
         raise ArtifactCorrupt(f"the artifact is cut short at {file_bytes:,} bytes")
     return Layout(
         version=header.version,
@@ -150,7 +149,7 @@ def read_layout(source: BinaryIO) -> Layout:
         segment_length_bytes=header.segment_length_bytes,
         segments=segments,
         last_segment_bytes=last,
-        payload_bytes=encrypted - segments * FLOE_SEGMENT_OVERHEAD_BYTES,
+        payload_bytes=encrypted - segments * SEGMENT_OVERHEAD_BYTES,
     )
 
 

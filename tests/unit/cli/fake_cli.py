@@ -1,0 +1,39 @@
+"""`python -m tests.unit.cli.fake_cli …`: the real command line in a process of its own, on a fake
+service that has `demo/file` (one file) and `demo/folder`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from modelkms.cli.__main__ import main
+
+from tests.unit.cli.fake_client import FakeService
+
+if TYPE_CHECKING:
+    from modelkms.client import Client
+
+FILE = b"weights of one file"
+FOLDER = {"config.json": b"{}", "weights/a.bin": bytes(range(256)) * 100}
+
+
+def service() -> FakeService:
+    made = FakeService()
+    made.publish("file", {"model.onnx": FILE})
+    made.publish("folder", FOLDER)
+    return made
+
+
+def connect(profile: str | None) -> Client:
+    """As a slow network would have it, where FAKE_DELAY_S says so."""
+    if delay_s := os.environ.get("FAKE_DELAY_S"):
+        sys.stderr.write("connecting\n")
+        sys.stderr.flush()
+        time.sleep(float(delay_s))
+    return service().connect(profile)
+
+
+if __name__ == "__main__":
+    sys.exit(main(connect=connect))

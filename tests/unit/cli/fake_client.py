@@ -1,0 +1,345 @@
+"""A client without a service: what `modelkms.Client` does, on a catalogue in memory.
+
+`test_fake.py` holds its methods to the real client's signatures.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self, cast
+
+from modelkms.errors import (
+    MemberNotFound,
+    ModelNotFoundOrDenied,
+    VersionDisabled,
+)
+from modelkms.materialize import materialized
+from modelkms.reference import Reference
+from modelkms.types import (
+    AliasInfo,
+    Identity,
+    LeaseInfo,
+    MasterKeyInfo,
+    ModelInfo,
+    PinInfo,
+    Progress,
+    ProgressCallback,
+    ProjectInfo,
+    Pushed,
+    VersionInfo,
+)
+
+if TYPE_CHECKING:
+    from modelkms.client import Client
+
+PROJECT = "demo"
+NOW = datetime(2026, 11, 23, 8, 47, 55, tzinfo=UTC)
+READER = "spiffe://example.org/reader"
+
+
+@dataclass
+class FakeService:
+    """What is published. `failure` is raised by the next call of any method."""
+
+    contents: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    versions: dict[str, VersionInfo] = field(default_factory=dict)
+    aliases: dict[str, str] = field(default_factory=dict)
+    leases: dict[str, LeaseInfo] = field(default_factory=dict)
+    projects: list[str] = field(default_factory=lambda: [PROJECT])
+    labels: dict[str, str] = field(default_factory=dict)
+    refusal: str = ""
+    failure: BaseException | None = None
+    clients_closed: int = 0
+
+    def connect(self, _profile: str | None) -> Client:
+        """To be given to the command line as the way to make a client."""
+        return cast("Client", FakeClient(self))
+
+    def publish(self, model: str, files: Mapping[str, bytes]) -> VersionInfo:
+        name = f"projects/{PROJECT}/models/{model}"
+        number = 1 + sum(version.startswith(f"{name}/") for version in self.versions)
+        version = VersionInfo(
+            name=f"{name}/versions/{number}",
+            uid=f"{number:032x}",
+            state="ENABLED",
+            create_time=NOW,
+            finalize_time=NOW,
+            publisher="spiffe://example.org/publisher",
+            pin=PinInfo(sum(map(len, files.values())), bytes(32), hashlib.sha256().digest()),
+            aliases=(),
+            artifact_id=f"{number:032x}",
+        )
+        self.versions[version.name] = version
+        self.contents[version.name] = dict(files)
+        self.aliases.setdefault(f"{name}/aliases/stable", version.name)
+        return version
+
+
+class FakeOpenedModel:
+    """`modelkms.opened.OpenedModel` on bytes in memory; materializes for real."""
+
+    def __init__(self, version: VersionInfo, contents: dict[str, bytes]) -> None:
+        self.version = version
+        self._contents = contents
+        self.single_file = len(contents) == 1
+
+    def files(self) -> list[str]:
+        return sorted(self._contents)
+
+    def open(self, name: str | None = None) -> io.BufferedIOBase:
+        if name is None and self.single_file:
+            (name,) = self._contents
+        if name not in self._contents:
+            raise MemberNotFound(f"{self.version.reference} has no file {name!a}")
+        return io.BytesIO(self._contents[name])
+
+    @contextmanager
+    def materialize(self) -> Iterator[Path]:
+        sizes = {name: len(content) for name, content in self._contents.items()}
+        with materialized(sizes, self._write) as folder:
+            yield folder
+
+    def export(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        self._write(folder)
+
+    def _write(self, folder: Path) -> None:
+        for name, content in self._contents.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        return
+
+
+class FakeClient:
+    """The methods of `modelkms.Client` that the command line uses."""
+
+    def __init__(self, service: FakeService) -> None:
+        self._service = service
+
+    def push(
+        self,
+        path: str | Path,
+        ref: str,
+        *,
+        promote: bool = False,
+        progress: ProgressCallback | None = None,
+    ) -> Pushed:
+        self._fail()
+        reference = self.reference(ref)
+        stable = f"{reference.require_model()}/aliases/stable"
+        content = Path(path).read_bytes()
+        version = self._service.publish(reference.model, {Path(path).name: content})
+        if progress is not None:
+            progress(Progress("encrypt", len(content), len(content)))
+        if promote:
+            self._service.aliases[stable] = version.name
+        return Pushed(version, self._service.aliases[stable])
+
+    def resolve(self, ref: str, attributes: Mapping[str, str] | None = None) -> VersionInfo:
+        self._fail()
+        reference = self.reference(ref)
+        name = reference.resource_name
+        if reference.number is None:
+            alias = f"{reference.model_name}/aliases/{reference.alias or 'stable'}"
+            name = self._service.aliases.get(alias, "")
+        version = self._service.versions.get(name)
+        if version is None:
+            raise ModelNotFoundOrDenied(
+                "model not found, or not for this identity", metadata={"decision_id": "d-1"}
+            )
+        return version
+
+    def open(
+        self,
+        ref: str,
+        attributes: Mapping[str, str] | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> FakeOpenedModel:
+        version = self.resolve(ref)
+        if version.state != "ENABLED":
+            raise VersionDisabled(f"{version.reference} is disabled")
+        return FakeOpenedModel(version, self._service.contents[version.name])
+
+    def prefetch(self, ref: str, progress: ProgressCallback | None = None) -> VersionInfo:
+        return self.resolve(ref)
+
+    def create_project(self, project: str) -> ProjectInfo:
+        self._fail()
+        self._service.projects.append(project)
+        return _project(project)
+
+    def list_projects(self) -> list[ProjectInfo]:
+        self._fail()
+        return [_project(project) for project in self._service.projects]
+
+    def list_models(self, project: str | None = None) -> list[ModelInfo]:
+        self._fail()
+        names = {name.rsplit("/versions/", 1)[0] for name in self._service.versions}
+        prefix = f"projects/{project or PROJECT}/"
+        return [
+            ModelInfo(name, NOW, self._service.labels)
+            for name in sorted(names)
+            if name.startswith(prefix)
+        ]
+
+    def list_versions(self, model_ref: str) -> list[VersionInfo]:
+        self._fail()
+        model = self.reference(model_ref).require_model()
+        return [
+            replace(version, aliases=self._aliases_of(version))
+            for name, version in reversed(self._service.versions.items())
+            if name.startswith(f"{model}/")
+        ]
+
+    def list_aliases(self, model_ref: str) -> list[AliasInfo]:
+        self._fail()
+        model = self.reference(model_ref).require_model()
+        return [
+            AliasInfo(alias, version, NOW)
+            for alias, version in self._service.aliases.items()
+            if alias.startswith(f"{model}/")
+        ]
+
+    def set_alias(self, version_ref: str, alias: str) -> AliasInfo:
+        self._fail()
+        reference = self.reference(version_ref)
+        name = f"{reference.model_name}/aliases/{alias}"
+        self._service.aliases[name] = reference.require_version()
+        return AliasInfo(name, reference.require_version(), NOW)
+
+    def promote(self, version_ref: str) -> AliasInfo:
+        return self.set_alias(version_ref, "stable")
+
+    def enable(self, version_ref: str) -> VersionInfo:
+        return self._set_state(version_ref, "ENABLED")
+
+    def disable(self, version_ref: str) -> VersionInfo:
+        return self._set_state(version_ref, "DISABLED")
+
+    def list_leases(
+        self,
+        project: str | None = None,
+        principal: str | None = None,
+        model: str | None = None,
+        show_ended: bool = False,
+    ) -> list[LeaseInfo]:
+        self._fail()
+        return [
+            lease
+            for lease in self._service.leases.values()
+            if (show_ended or lease.state == "LIVE") and principal in (None, lease.principal)
+        ]
+
+    def revoke_leases(
+        self,
+        project: str | None = None,
+        lease: str | None = None,
+        principal: str | None = None,
+        model: str | None = None,
+        instance: str | None = None,
+    ) -> int:
+        self._fail()
+        matching = [
+            one
+            for one in self._service.leases.values()
+            if one.state == "LIVE" and lease in (None, one.id, one.name)
+        ]
+        for one in matching:
+            self._service.leases[one.name] = replace(one, state="REVOKED")
+        return len(matching)
+
+    def get_master_key(self, project: str | None = None) -> MasterKeyInfo:
+        self._fail()
+        return MasterKeyInfo(
+            name=f"projects/{project}/masterKey",
+            vault_key=f"modelkms-{project}",
+            latest_version=2,
+            min_decryption_version=1,
+            latest_version_create_time=NOW,
+            auto_rotate_period=timedelta(days=90),
+            keys_under_version={1: 1, 2: 1234},
+        )
+
+    def whoami(self) -> Identity:
+        self._fail()
+        return Identity(
+            spiffe_id=READER,
+            instance="ab" * 32,
+            not_before=NOW,
+            not_after=NOW + timedelta(days=1),
+            issuer="CN=Example CA",
+            endpoint="kms.example:8443",
+            ca_file="/etc/modelkms/ca.pem",
+            accepted=not self._service.refusal,
+            refusal=self._service.refusal,
+        )
+
+    def reference(self, text: str) -> Reference:
+        return Reference.parse(text, PROJECT)
+
+    def close(self) -> None:
+        self._service.clients_closed += 1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _set_state(self, version_ref: str, state: str) -> VersionInfo:
+        self._fail()
+        name = self.reference(version_ref).require_version()
+        self._service.versions[name] = replace(self._service.versions[name], state=state)
+        return self._service.versions[name]
+
+    def _aliases_of(self, version: VersionInfo) -> tuple[str, ...]:
+        return tuple(
+            alias.rsplit("/", 1)[-1]
+            for alias, name in self._service.aliases.items()
+            if name == version.name
+        )
+
+    def _fail(self) -> None:
+        if self._service.failure is not None:
+            raise self._service.failure
+
+
+def lease(number: int, state: str = "LIVE") -> LeaseInfo:
+    return LeaseInfo(
+        name=f"projects/{PROJECT}/leases/{number:032x}",
+        version=f"projects/{PROJECT}/models/file/versions/1",
+        principal=READER,
+        instance="ab" * 32,
+        issue_time=NOW,
+        expire_time=NOW + timedelta(hours=1),
+        absolute_end_time=NOW + timedelta(hours=12),
+        renewals=2,
+        state=state,
+        revoke_time=None,
+    )
+
+
+def _project(project: str) -> ProjectInfo:
+    return ProjectInfo(f"projects/{project}", f"modelkms-{project}", NOW)
