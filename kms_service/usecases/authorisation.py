@@ -2,14 +2,14 @@
 
 A call has the form
 
-    with self._gate.admit(caller, Action.…, name, labels=…) as permit:
-        thing = permit.require(found)      # missing is told as forbidden is
+    with self._gate.admit(caller, Action.…, name) as permit:
+        thing = permit.require(permit.found.thing)      # missing is told as forbidden is
         …
-        permit.record(…)                   # durable, before the answer leaves
+        permit.record(…)                                # durable, before the answer leaves
 
 Whoever is refused, and whatever fails inside, is recorded on the way out. Missing and forbidden
-look alike to the caller (same error, same message, a decision id each) and cost alike: look up,
-decide, record. What was looked up is not looked at before policy permits.
+look alike to the caller (same error, same message, a decision id each) and take the same steps:
+one look for the model's labels, one decision, one record. All else is looked up after a permit.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from kms_service.domain.errors import (
 )
 from kms_service.domain.identity import Caller
 from kms_service.domain.names import AliasName, LeaseName, ModelName, ProjectName, VersionName
-from kms_service.domain.ports import AuditLog, Clock, PolicyEngine
+from kms_service.domain.ports import AuditLog, Clock, Database, PolicyEngine
+from kms_service.usecases.catalogue_lookup import Found, Name, labels_of, look_up
 
 T = TypeVar("T")
 
-Name = ProjectName | ModelName | VersionName | AliasName | LeaseName
 Refusal = type[ModelNotFoundOrDenied] | type[LeaseNotFoundOrDenied]
 
 _NO_LABELS: Mapping[str, str] = {}
@@ -41,7 +41,10 @@ _NO_LABELS: Mapping[str, str] = {}
 class Gate:
     """Decides, and records."""
 
-    def __init__(self, *, policy: PolicyEngine, audit: AuditLog, clock: Clock) -> None:
+    def __init__(
+        self, *, database: Database, policy: PolicyEngine, audit: AuditLog, clock: Clock
+    ) -> None:
+        self._database = database
         self._policy = policy
         self._audit = audit
         self._clock = clock
@@ -55,7 +58,7 @@ class Gate:
         *,
         event: str | None = None,
         on: ProjectName | ModelName | None = None,
-        labels: Mapping[str, str] = _NO_LABELS,
+        labels: Mapping[str, str] | None = None,
         attributes: Mapping[str, str] = _NO_LABELS,
         refusal: Refusal = ModelNotFoundOrDenied,
         own: bool = False,
@@ -66,7 +69,7 @@ class Gate:
             name: what the caller asked for; recorded as the resource.
             event: name of the event, if it is not the action's (uploads are CREATE_VERSION).
             on: what policy is asked about, if it does not follow from `name`.
-            labels: the model's, empty if there is none.
+            labels: of a model that is to be; None: the stored model's.
             attributes: claims of the client.
             refusal: the error of a denial.
             own: the caller owns it, so that a denial does not bar: the decision is recorded only.
@@ -79,7 +82,11 @@ class Gate:
             self._policy, self._audit, self._clock, caller, event or action.value, name, refusal
         )
         try:
-            permit.demand(action, on or name, labels=labels, attributes=attributes, own=own)
+            about = on or name
+            with self._database.read() as tx:
+                known = labels_of(tx, about) if labels is None else labels
+                permit.demand(action, about, labels=known, attributes=attributes, own=own)
+                permit.found = look_up(tx, about)
             yield permit
         except ServiceError as error:
             permit.record_end(error, error.reason)
@@ -130,6 +137,8 @@ class Permit:
         self._event = event
         self._name = name
         self._refusal = refusal
+        self.found = Found()
+        """What is behind the name, looked up after the permit in the transaction that it saw."""
         self._decision: Decision | None = None
         self._cause = ""
         self._details: dict[str, str] = {}

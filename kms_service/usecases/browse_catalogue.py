@@ -9,10 +9,9 @@ from kms_service.domain.catalogue import Alias, Model, Project
 from kms_service.domain.decisions import AccessRequest, Action, Resource
 from kms_service.domain.identity import Caller
 from kms_service.domain.names import ModelName, ProjectName, VersionName
-from kms_service.domain.ports import Clock, Database, Page, PolicyEngine, Transaction
+from kms_service.domain.ports import Clock, Database, Page, PolicyEngine
 from kms_service.usecases.answers import VersionView
 from kms_service.usecases.authorisation import Gate
-from kms_service.usecases.catalogue_lookup import look_up
 from kms_service.usecases.paging import check_page_size, visible_page
 
 
@@ -32,10 +31,8 @@ class BrowseCatalogue:
         Raises:
             ModelNotFoundOrDenied: missing, or not permitted.
         """
-        with self._database.read() as tx:
-            found = tx.projects.get(name)
         with self._gate.admit(caller, Action.GET_PROJECT, name) as permit:
-            project = permit.require(found)
+            project = permit.require(permit.found.project)
             permit.record()
             return project
 
@@ -44,10 +41,8 @@ class BrowseCatalogue:
         Raises:
             ModelNotFoundOrDenied: missing, or not permitted.
         """
-        with self._database.read() as tx:
-            found = look_up(tx, name)
-        with self._gate.admit(caller, Action.GET_MODEL, name, labels=found.labels) as permit:
-            model = permit.require(found.model)
+        with self._gate.admit(caller, Action.GET_MODEL, name) as permit:
+            model = permit.require(permit.found.model)
             permit.record()
             return model
 
@@ -56,12 +51,10 @@ class BrowseCatalogue:
         Raises:
             ModelNotFoundOrDenied: missing, or not permitted.
         """
-        with self._database.read() as tx:
-            found = look_up(tx, name)
-        with self._gate.admit(caller, Action.GET_VERSION, name, labels=found.labels) as permit:
-            version = permit.require(found.version)
+        with self._gate.admit(caller, Action.GET_VERSION, name) as permit:
+            version = permit.require(permit.found.version)
             permit.record()
-            return VersionView(version, found.aliases)
+            return VersionView(version, permit.found.aliases)
 
     # --- many --------------------------------------------------------------------------------
 
@@ -94,7 +87,6 @@ class BrowseCatalogue:
         """
         size = check_page_size(page_size)
         with self._database.read() as tx:
-            project = tx.projects.get(parent)
             page = visible_page(
                 lambda wanted, token: tx.models.list(parent, wanted, token),
                 lambda model: self._may(caller, Action.GET_MODEL, model.name, model.labels),
@@ -107,7 +99,7 @@ class BrowseCatalogue:
             caller, Action.GET_PROJECT, parent, event="ListModels", own=seen
         ) as permit:
             if not seen:
-                permit.require(project)
+                permit.require(permit.found.project)
             permit.record(items=len(page.items))
             return page
 
@@ -121,23 +113,16 @@ class BrowseCatalogue:
             ModelNotFoundOrDenied: missing, or not permitted.
         """
         size = check_page_size(page_size)
-
-        def fetch(tx: Transaction) -> Page[VersionView]:
-            aliases = tx.aliases.of_versions(parent)
-            page = tx.versions.list(parent, size, page_token)
+        with self._gate.admit(caller, Action.GET_VERSION, parent, event="ListVersions") as permit:
+            permit.require(permit.found.model)
+            with self._database.read() as tx:
+                aliases = tx.aliases.of_versions(parent)
+                page = tx.versions.list(parent, size, page_token)
+            permit.record(items=len(page.items))
             views = [
                 VersionView(version, aliases.get(version.name.number, ())) for version in page.items
             ]
             return Page(views, page.next_page_token)
-
-        with self._database.read() as tx:
-            found, page = look_up(tx, parent), fetch(tx)
-        with self._gate.admit(
-            caller, Action.GET_VERSION, parent, event="ListVersions", labels=found.labels
-        ) as permit:
-            permit.require(found.model)
-            permit.record(items=len(page.items))
-            return page
 
     def list_aliases(
         self, caller: Caller, parent: ModelName, page_size: int, page_token: str
@@ -149,12 +134,10 @@ class BrowseCatalogue:
             ModelNotFoundOrDenied: missing, or not permitted.
         """
         size = check_page_size(page_size)
-        with self._database.read() as tx:
-            found, page = look_up(tx, parent), tx.aliases.list(parent, size, page_token)
-        with self._gate.admit(
-            caller, Action.GET_MODEL, parent, event="ListAliases", labels=found.labels
-        ) as permit:
-            permit.require(found.model)
+        with self._gate.admit(caller, Action.GET_MODEL, parent, event="ListAliases") as permit:
+            permit.require(permit.found.model)
+            with self._database.read() as tx:
+                page = tx.aliases.list(parent, size, page_token)
             permit.record(items=len(page.items))
             return page
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from kms_service.domain.catalogue import Alias, Model, Project, Version
-from kms_service.domain.names import AliasName, ModelName, ProjectName, VersionName
+from kms_service.domain.names import AliasName, LeaseName, ModelName, ProjectName, VersionName
 from kms_service.domain.ports import Transaction
 from kms_service.usecases.answers import VersionView
 
@@ -25,11 +25,23 @@ class Found:
     """The model's; empty without one."""
 
 
-def look_up(tx: Transaction, name: ModelName | AliasName | VersionName) -> Found:
-    """Project, model, alias and version behind `name`."""
-    model_name = name if isinstance(name, ModelName) else name.parent
+Name = ProjectName | ModelName | VersionName | AliasName | LeaseName
+
+
+def labels_of(tx: Transaction, name: Name) -> Mapping[str, str]:
+    """Labels of the model behind `name`; empty without one."""
+    if isinstance(name, ProjectName | LeaseName):
+        return {}
+    model = tx.models.get(_model_of(name))
+    return model.labels if model else {}
+
+
+def look_up(tx: Transaction, name: Name) -> Found:
+    """Project, model, alias and version behind `name`; of a lease, its project only."""
     project = tx.projects.get(ProjectName(name.project))
-    model = tx.models.get(model_name)
+    if isinstance(name, ProjectName | LeaseName):
+        return Found(project=project)
+    model = tx.models.get(_model_of(name))
     alias = tx.aliases.get(name) if isinstance(name, AliasName) else None
     match name:
         case VersionName():
@@ -56,3 +68,7 @@ def aliases_of(tx: Transaction, version: VersionName) -> tuple[str, ...]:
 def view(tx: Transaction, version: Version) -> VersionView:
     """`version` with its aliases, as they stand in this transaction."""
     return VersionView(version, aliases_of(tx, version.name))
+
+
+def _model_of(name: ModelName | AliasName | VersionName) -> ModelName:
+    return name if isinstance(name, ModelName) else name.parent

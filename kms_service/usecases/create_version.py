@@ -26,6 +26,7 @@ from kms_service.domain.ports import (
 from kms_service.domain.secret import SecretBytes
 from kms_service.usecases.answers import CreatedVersion, VersionView
 from kms_service.usecases.authorisation import Gate, Permit
+from kms_service.usecases.catalogue_lookup import labels_of
 
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -72,16 +73,12 @@ class CreateVersion:
             raise InvalidField("request_id", "must be a UUID of 36 lower-case characters")
         publisher = caller.principal.id
 
-        with self._database.read() as tx:
-            project = tx.projects.get(parent.parent)
-            model = tx.models.get(parent)
-            earlier = tx.versions.get_by_request(parent, publisher, request_id)
-
-        labels = model.labels if model else {}
-        with self._gate.admit(caller, Action.CREATE_VERSION, parent, labels=labels) as permit:
-            if model is None:
+        with self._gate.admit(caller, Action.CREATE_VERSION, parent) as permit:
+            if permit.found.model is None:
                 permit.demand(Action.CREATE_MODEL, parent)
-            project = permit.require(project)
+            project = permit.require(permit.found.project)
+            with self._database.read() as tx:
+                earlier = tx.versions.get_by_request(parent, publisher, request_id)
             if earlier is not None:
                 earlier.require_pending()
             self._transport.check(client_key)
@@ -157,11 +154,9 @@ class CreateVersion:
         try:
             with self._database.read() as tx:
                 version = permit.require(tx.versions.get(version.name))
-                model = tx.models.get(version.name.parent)
+                labels = labels_of(tx, version.name)
             version.require_pending()
-            permit.demand(
-                Action.CREATE_VERSION, version.name.parent, labels=model.labels if model else {}
-            )
+            permit.demand(Action.CREATE_VERSION, version.name, labels=labels)
             liveness.check()
             permit.note(repeated="yes")
             self._record(permit, version)

@@ -65,16 +65,14 @@ class FinalizeVersion:
             StorageUnavailable, DeadlineExceeded, and outages.
         """
         _check_pin(pin)
-        with self._database.read() as tx:
-            found = look_up(tx, name)
         with self._gate.admit(
-            caller, Action.CREATE_VERSION, name, event="FinalizeVersion", labels=found.labels
+            caller, Action.CREATE_VERSION, name, event="FinalizeVersion"
         ) as permit:
-            version = permit.require(found.version)
+            version = permit.require(permit.found.version)
             permit.require(version, mine=version.publisher == caller.principal.id)
             permit.note(version_uid=version.uid, promote=promote)
             if promote:
-                permit.demand(Action.SET_ALIAS, name, labels=found.labels)
+                permit.demand(Action.SET_ALIAS, name, labels=permit.found.labels)
 
             if not _finalized_with(version, pin):
                 version.require_pending()

@@ -22,10 +22,8 @@ class GetMasterKey:
             ModelNotFoundOrDenied: missing, or not permitted; Vault was not called.
             MasterKeyMisconfigured, and outages of Vault.
         """
-        with self._database.read() as tx:
-            found = tx.projects.get(name)
         with self._gate.admit(caller, Action.GET_MASTER_KEY, name) as permit:
-            project = permit.require(found)
+            project = permit.require(permit.found.project)
             state = self._master_keys.describe(project.master_key)
             with self._database.read() as tx:
                 keys_under_version = tx.versions.count_by_master_key_version(name)

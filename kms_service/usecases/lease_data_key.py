@@ -37,7 +37,6 @@ from kms_service.domain.ports import (
 from kms_service.domain.secret import SecretBytes
 from kms_service.usecases.answers import LeasedDataKey, LeaseView, VersionView
 from kms_service.usecases.authorisation import Gate, Permit
-from kms_service.usecases.catalogue_lookup import look_up
 from kms_service.usecases.resolution import locate, resolve_openable
 
 MILLISECOND = timedelta(milliseconds=1)
@@ -86,12 +85,10 @@ class LeaseDataKey:
         claims = check_attributes(attributes, "attributes")
         asked = check_ttl(ttl)
 
-        with self._database.read() as tx:
-            found = look_up(tx, reference)
         with self._gate.admit(
-            caller, Action.LEASE_DATA_KEY, reference, labels=found.labels, attributes=claims
+            caller, Action.LEASE_DATA_KEY, reference, attributes=claims
         ) as permit:
-            project, version, pin = resolve_openable(permit, reference, found)
+            project, version, pin = resolve_openable(permit, reference)
             self._transport.check(client_key)
             location = locate(self._store, self._clock, version)
 
@@ -109,7 +106,7 @@ class LeaseDataKey:
 
             return LeasedDataKey(
                 lease=LeaseView(lease, lease.state(lease.issue_time)),
-                version=VersionView(version, found.aliases),
+                version=VersionView(version, permit.found.aliases),
                 artifact=location,
                 data_key=encrypted,
                 lease_duration=duration,

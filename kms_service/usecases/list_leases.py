@@ -11,7 +11,7 @@ from kms_service.domain.ports import Clock, Database, Page
 from kms_service.usecases.answers import LeaseView
 from kms_service.usecases.authorisation import Gate
 from kms_service.usecases.paging import check_page_size
-from kms_service.usecases.revoke_leases import lease_filter, scope
+from kms_service.usecases.revoke_leases import lease_filter, require_scope
 
 
 class ListLeases:
@@ -40,11 +40,8 @@ class ListLeases:
         """
         size = check_page_size(page_size)
         which = lease_filter(parent, principal=principal, model=model)
-        on, there, labels = scope(self._database, parent, model)
-        with self._gate.admit(
-            caller, Action.LIST_LEASES, model or parent, on=on, labels=labels
-        ) as permit:
-            permit.require(there or None)
+        with self._gate.admit(caller, Action.LIST_LEASES, model or parent) as permit:
+            require_scope(permit, model)
             now = self._clock.now()
             with self._database.read() as tx:
                 page = tx.leases.list(

@@ -8,16 +8,14 @@ from kms_service.domain.decisions import Action
 from kms_service.domain.errors import ArtifactMissing, InvalidField
 from kms_service.domain.identity import Caller
 from kms_service.domain.names import VersionName
-from kms_service.domain.ports import ArtifactStore, Database, Liveness
+from kms_service.domain.ports import ArtifactStore, Liveness
 from kms_service.usecases.authorisation import Gate
-from kms_service.usecases.catalogue_lookup import look_up
 from kms_service.usecases.resolution import resolve_openable
 
 
 class ReadArtifact:
-    def __init__(self, *, gate: Gate, database: Database, store: ArtifactStore) -> None:
+    def __init__(self, *, gate: Gate, store: ArtifactStore) -> None:
         self._gate = gate
-        self._database = database
         self._store = store
 
     def __call__(
@@ -41,12 +39,8 @@ class ReadArtifact:
         """
         if offset_bytes < 0 or length_bytes < 0:
             raise InvalidField("offset_bytes", "must not be negative")
-        with self._database.read() as tx:
-            found = look_up(tx, name)
-        with self._gate.admit(
-            caller, Action.RESOLVE_MODEL, name, event="ReadArtifact", labels=found.labels
-        ) as permit:
-            _, version, pin = resolve_openable(permit, name, found)
+        with self._gate.admit(caller, Action.RESOLVE_MODEL, name, event="ReadArtifact") as permit:
+            _, version, pin = resolve_openable(permit, name)
             if offset_bytes > pin.length_bytes:
                 raise InvalidField("offset_bytes", "is beyond the end of the artifact")
             rest = pin.length_bytes - offset_bytes

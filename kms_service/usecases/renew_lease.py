@@ -40,7 +40,6 @@ class RenewLease:
         asked = check_ttl(ttl)
         with self._database.read() as tx:
             lease = tx.leases.get(name)
-            found = look_up(tx, lease.version) if lease else None
         mine = lease is not None and _held_by(lease, caller)
         with self._gate.admit(
             caller,
@@ -48,7 +47,6 @@ class RenewLease:
             name,
             event="RenewLease",
             on=lease.version.parent if lease else ModelName(name.project, NO_SUCH_MODEL),
-            labels=found.labels if found else {},
             refusal=LeaseNotFoundOrDenied,
             # The holder knows of the lease: a withdrawn grant is told as a revoked lease below.
             own=mine,

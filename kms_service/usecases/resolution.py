@@ -10,19 +10,19 @@ from kms_service.domain.names import AliasName, Reference
 from kms_service.domain.ports import ArtifactStore, Clock
 from kms_service.usecases.answers import ArtifactLocation
 from kms_service.usecases.authorisation import Permit
-from kms_service.usecases.catalogue_lookup import Found
 
 LINK_VALID_FOR = timedelta(hours=24)
 """A link gives ciphertext only; it may outlive a lease."""
 
 
-def resolve(permit: Permit, reference: Reference, found: Found) -> tuple[Project, Version]:
+def resolve(permit: Permit, reference: Reference) -> tuple[Project, Version]:
     """Project and version that the reference means. Only after a permit.
 
     Raises:
         ModelNotFoundOrDenied: no such project, model or version.
         NoStableVersion: the model has no such alias.
     """
+    found = permit.found
     project = permit.require(found.project)
     permit.require(found.model)
     if isinstance(reference, AliasName) and found.alias is None:
@@ -32,15 +32,13 @@ def resolve(permit: Permit, reference: Reference, found: Found) -> tuple[Project
     return project, version
 
 
-def resolve_openable(
-    permit: Permit, reference: Reference, found: Found
-) -> tuple[Project, Version, ArtifactPin]:
+def resolve_openable(permit: Permit, reference: Reference) -> tuple[Project, Version, ArtifactPin]:
     """As `resolve`; with the pin, since the version can be opened.
 
     Raises:
         VersionNotFinalized, VersionDisabled, VersionDestroyScheduled, VersionDestroyed.
     """
-    project, version = resolve(permit, reference, found)
+    project, version = resolve(permit, reference)
     return project, version, version.require_openable()
 
 

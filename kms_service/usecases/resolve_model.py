@@ -8,19 +8,15 @@ from kms_service.domain.attributes import check_attributes
 from kms_service.domain.decisions import Action
 from kms_service.domain.identity import Caller
 from kms_service.domain.names import Reference
-from kms_service.domain.ports import ArtifactStore, Clock, Database
+from kms_service.domain.ports import ArtifactStore, Clock
 from kms_service.usecases.answers import ResolvedModel, VersionView
 from kms_service.usecases.authorisation import Gate
-from kms_service.usecases.catalogue_lookup import look_up
 from kms_service.usecases.resolution import locate, resolve_openable
 
 
 class ResolveModel:
-    def __init__(
-        self, *, gate: Gate, database: Database, store: ArtifactStore, clock: Clock
-    ) -> None:
+    def __init__(self, *, gate: Gate, store: ArtifactStore, clock: Clock) -> None:
         self._gate = gate
-        self._database = database
         self._store = store
         self._clock = clock
 
@@ -36,12 +32,8 @@ class ResolveModel:
             VersionDestroyed.
         """
         claims = check_attributes(attributes, "attributes")
-        with self._database.read() as tx:
-            found = look_up(tx, reference)
-        with self._gate.admit(
-            caller, Action.RESOLVE_MODEL, reference, labels=found.labels, attributes=claims
-        ) as permit:
-            _, version, _ = resolve_openable(permit, reference, found)
+        with self._gate.admit(caller, Action.RESOLVE_MODEL, reference, attributes=claims) as permit:
+            _, version, _ = resolve_openable(permit, reference)
             location = locate(self._store, self._clock, version)
             permit.record()
-            return ResolvedModel(VersionView(version, found.aliases), location)
+            return ResolvedModel(VersionView(version, permit.found.aliases), location)

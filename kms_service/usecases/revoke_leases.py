@@ -7,8 +7,7 @@ from kms_service.domain.errors import InvalidField, LeaseNotFoundOrDenied
 from kms_service.domain.identity import Caller
 from kms_service.domain.names import LeaseName, ModelName, ProjectName, VersionName
 from kms_service.domain.ports import Clock, Database, LeaseFilter
-from kms_service.usecases.authorisation import Gate
-from kms_service.usecases.catalogue_lookup import look_up
+from kms_service.usecases.authorisation import Gate, Permit
 from kms_service.usecases.renew_lease import NO_SUCH_MODEL
 
 
@@ -27,13 +26,11 @@ class RevokeLeases:
         """
         with self._database.read() as tx:
             lease = tx.leases.get(name)
-            found = look_up(tx, lease.version) if lease else None
         with self._gate.admit(
             caller,
             Action.REVOKE_LEASES,
             name,
             on=lease.version.parent if lease else ModelName(name.project, NO_SUCH_MODEL),
-            labels=found.labels if found else {},
             refusal=LeaseNotFoundOrDenied,
             own=lease is not None and lease.principal == caller.principal.id,
         ) as permit:
@@ -63,11 +60,8 @@ class RevokeLeases:
         if principal is None and model is None and instance is None:
             raise InvalidField("lease", "give a lease, or a principal, model or instance")
         which = lease_filter(parent, principal=principal, model=model, instance=instance)
-        on, there, labels = scope(self._database, parent, model)
-        with self._gate.admit(
-            caller, Action.REVOKE_LEASES, model or parent, on=on, labels=labels
-        ) as permit:
-            permit.require(there or None)
+        with self._gate.admit(caller, Action.REVOKE_LEASES, model or parent) as permit:
+            require_scope(permit, model)
             with self._database.write() as tx:
                 revoked = tx.leases.revoke(which, self._clock.now())
                 permit.record(
@@ -100,14 +94,13 @@ def lease_filter(
     )
 
 
-def scope(
-    database: Database, parent: ProjectName, model: ModelName | VersionName | None
-) -> tuple[ProjectName | ModelName, bool, dict[str, str]]:
-    """What policy is asked about, whether it is there, and its labels."""
-    with database.read() as tx:
-        if model is None:
-            return parent, tx.projects.get(parent) is not None, {}
-        found = look_up(tx, model)
-    on = model.parent if isinstance(model, VersionName) else model
-    there = found.version if isinstance(model, VersionName) else found.model
-    return on, there is not None, dict(found.labels)
+def require_scope(permit: Permit, model: ModelName | VersionName | None) -> None:
+    """
+    Raises:
+        ModelNotFoundOrDenied: the project, model or version that leases are asked of is missing.
+    """
+    permit.require(permit.found.project)
+    if model is not None:
+        permit.require(permit.found.model)
+    if isinstance(model, VersionName):
+        permit.require(permit.found.version)

@@ -9,7 +9,6 @@ from kms_service.domain.identity import Caller
 from kms_service.domain.names import AliasName, VersionName
 from kms_service.domain.ports import Clock, Database
 from kms_service.usecases.authorisation import Gate
-from kms_service.usecases.catalogue_lookup import look_up
 
 
 class SetAlias:
@@ -29,10 +28,8 @@ class SetAlias:
         """
         if version_name.parent != name.parent:
             raise InvalidField("version", "must be a version of the alias's model")
-        with self._database.read() as tx:
-            found = look_up(tx, version_name)
         with (
-            self._gate.admit(caller, Action.SET_ALIAS, name, labels=found.labels) as permit,
+            self._gate.admit(caller, Action.SET_ALIAS, name) as permit,
             self._database.write() as tx,
         ):
             version = permit.require(tx.versions.get(version_name))

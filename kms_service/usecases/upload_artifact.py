@@ -9,17 +9,15 @@ from kms_service.domain.decisions import Action
 from kms_service.domain.errors import InvalidField
 from kms_service.domain.identity import Caller
 from kms_service.domain.names import VersionName
-from kms_service.domain.ports import ArtifactStore, Database, Liveness
+from kms_service.domain.ports import ArtifactStore, Liveness
 from kms_service.usecases.authorisation import Gate, Permit
-from kms_service.usecases.catalogue_lookup import Found, look_up
 
 MAX_CHUNK_BYTES = 1 << 20
 
 
 class UploadArtifact:
-    def __init__(self, *, gate: Gate, database: Database, store: ArtifactStore) -> None:
+    def __init__(self, *, gate: Gate, store: ArtifactStore) -> None:
         self._gate = gate
-        self._database = database
         self._store = store
 
     def status(self, caller: Caller, name: VersionName) -> int:
@@ -30,11 +28,10 @@ class UploadArtifact:
             VersionNotPending, VersionDestroyed.
             StorageUnavailable.
         """
-        found = self._find(name)
         with self._gate.admit(
-            caller, Action.CREATE_VERSION, name, event="GetWriteStatus", labels=found.labels
+            caller, Action.CREATE_VERSION, name, event="GetWriteStatus"
         ) as permit:
-            version = _own_pending(permit, caller, found)
+            version = _own_pending(permit, caller)
             stored_bytes = self._store.stored_bytes(version.artifact_id) or 0
             permit.record(stored_bytes=stored_bytes)
             return stored_bytes
@@ -58,11 +55,8 @@ class UploadArtifact:
             ConcurrentUpdate: another call writes this artifact now.
             DeadlineExceeded.
         """
-        found = self._find(name)
-        with self._gate.admit(
-            caller, Action.CREATE_VERSION, name, event="WriteArtifact", labels=found.labels
-        ) as permit:
-            version = _own_pending(permit, caller, found)
+        with self._gate.admit(caller, Action.CREATE_VERSION, name, event="WriteArtifact") as permit:
+            version = _own_pending(permit, caller)
             permit.note(artifact_id=version.artifact_id, offset_bytes=offset_bytes)
             with self._store.resume(version.artifact_id, offset_bytes) as upload:
                 try:
@@ -77,13 +71,9 @@ class UploadArtifact:
             permit.record()
             return stored_bytes
 
-    def _find(self, name: VersionName) -> Found:
-        with self._database.read() as tx:
-            return look_up(tx, name)
 
-
-def _own_pending(permit: Permit, caller: Caller, found: Found) -> Version:
-    version = permit.require(found.version)
+def _own_pending(permit: Permit, caller: Caller) -> Version:
+    version = permit.require(permit.found.version)
     permit.require(version, mine=version.publisher == caller.principal.id)
     version.require_pending()
     return version

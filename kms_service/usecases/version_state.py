@@ -24,10 +24,8 @@ class ChangeVersionState:
             ModelNotFoundOrDenied: missing, or not permitted.
             VersionNotFinalized, VersionDestroyScheduled, VersionDestroyed.
         """
-        with self._database.read() as tx:
-            found = look_up(tx, name)
         with (
-            self._gate.admit(caller, Action.ENABLE_VERSION, name, labels=found.labels) as permit,
+            self._gate.admit(caller, Action.ENABLE_VERSION, name) as permit,
             self._database.write() as tx,
         ):
             found = look_up(tx, name)
@@ -44,10 +42,8 @@ class ChangeVersionState:
 
         Raises: as `enable`.
         """
-        with self._database.read() as tx:
-            found = look_up(tx, name)
         with (
-            self._gate.admit(caller, Action.DISABLE_VERSION, name, labels=found.labels) as permit,
+            self._gate.admit(caller, Action.DISABLE_VERSION, name) as permit,
             self._database.write() as tx,
         ):
             found = look_up(tx, name)

@@ -92,9 +92,8 @@ class World:
             tx.projects.insert(Project(name, "modelkms-demo", self.clock.now()))
 
     def _construct(self) -> None:
-        gate = Gate(policy=self.policy, audit=self.audit, clock=self.clock)
+        gate = Gate(database=self.database, policy=self.policy, audit=self.audit, clock=self.clock)
         state: dict[str, Any] = {"gate": gate, "database": self.database, "clock": self.clock}
-        artifacts: dict[str, Any] = {"gate": gate, "database": self.database, "store": self.store}
         keys: dict[str, Any] = {"master_keys": self.master_keys, "transport": self.transport}
 
         self.create_project = CreateProject(
@@ -102,11 +101,11 @@ class World:
         )
         self.create_model = CreateModel(**state)
         self.browse = BrowseCatalogue(**state, policy=self.policy)
-        self.upload = UploadArtifact(**artifacts)
-        self.read_artifact = ReadArtifact(**artifacts)
+        self.upload = UploadArtifact(gate=gate, store=self.store)
+        self.read_artifact = ReadArtifact(gate=gate, store=self.store)
         self.states = ChangeVersionState(**state)
         self.set_alias = SetAlias(**state)
-        self.resolve_model = ResolveModel(**state, store=self.store)
+        self.resolve_model = ResolveModel(gate=gate, store=self.store, clock=self.clock)
         self.renew_lease = RenewLease(**state)
         self.revoke_leases = RevokeLeases(**state)
         self.list_leases = ListLeases(**state)
