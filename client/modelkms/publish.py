@@ -5,21 +5,21 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import stat
 import uuid
+from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
 
 from modelkms_api import key_transport as layout
 from modelkms_api.encoding import length_prefixed
 from modelkms_api.v1 import model_service_pb2, resources_pb2
 
 from modelkms import convert
+from modelkms.artifact.source import Source, look_at
+from modelkms.artifact.writer import write_artifact
 from modelkms.errors import (
     AnswerInvalid,
     LocalDiskFull,
     ModelNotFoundOrDenied,
-    PathUnusable,
     SourceChanged,
     VersionDestroyed,
     VersionDestroyScheduled,
@@ -28,10 +28,9 @@ from modelkms.errors import (
 from modelkms.folders import free_bytes, local_error
 from modelkms.key_transport import Binding
 from modelkms.reference import people_form
-from modelkms.secret import SecretBytes
 from modelkms.session import Session
 from modelkms.spool import Spool, SpooledPush, claimed, spool_key
-from modelkms.types import PinInfo, Progress, ProgressCallback, Pushed, VersionInfo
+from modelkms.types import Progress, ProgressCallback, Pushed
 from modelkms.upload import upload
 
 _log = logging.getLogger("modelkms")
@@ -55,17 +54,17 @@ def push(
     What an interrupted push left whole in the spool is sent again as it is. Everything else begins
     with a new version and a new data key: no header is ever encrypted under twice.
     """
-    source = _absolute(source)
-    plain = SourceState.read(source)
-    key = spool_key(session.profile.target, session.identity.principal, str(source), model)
-    with claimed(state_folder / "spool", key, plain.digest) as spool:
+    # Absolute, but with links as they are: a link is refused, not followed.
+    looked_at = look_at(os.path.normpath(Path.cwd() / source.expanduser()))
+    key = spool_key(session.profile.target, session.identity.principal, str(looked_at.path), model)
+    with claimed(state_folder / "spool", key, _digest(looked_at)) as spool:
         if (left := spool.whole()) is not None:
             _log.info("going on with the push of %s", people_form(left.version))
             try:
                 return _send(session, spool, left, promote, progress, resumed=True)
             except _GONE:
                 _log.info("%s is gone; beginning anew", people_form(left.version))
-        push = _encrypt(session, spool, source, plain, model, progress)
+        push = _encrypt(session, spool, looked_at, model, progress)
         return _send(session, spool, push, promote, progress, resumed=False)
 
 
@@ -73,58 +72,16 @@ def push(
 _GONE = (ModelNotFoundOrDenied, VersionDestroyed, VersionDestroyScheduled, VersionNotPending)
 
 
-# --- the source ------------------------------------------------------------------------------------
+# --- the source ----------------------------------------------------------------------------------
 
 
-class SourceState:
-    """What a source looked like: names, sizes and times of change, not its content.
-
-    Attributes:
-        digest: changes when a file of it is added, removed, renamed or written.
-        plain_bytes: of all its files together.
-    """
-
-    def __init__(self, digest: str, plain_bytes: int) -> None:
-        self.digest = digest
-        self.plain_bytes = plain_bytes
-
-    @classmethod
-    def read(cls, source: Path) -> SourceState:
-        """
-        Raises:
-            PathUnusable: there is nothing at `source`, or it cannot be looked at.
-        """
-        hasher, plain_bytes = hashlib.sha256(), 0
-        try:
-            for path in _below(source):
-                status = os.lstat(path)
-                fields = (status.st_mode, status.st_size, status.st_mtime_ns, status.st_ino)
-                inner = os.path.relpath(path, source)
-                hasher.update(length_prefixed(os.fsencode(inner), *(b"%d" % f for f in fields)))
-                plain_bytes += status.st_size if stat.S_ISREG(status.st_mode) else 0
-        except FileNotFoundError as error:
-            raise PathUnusable(f"there is nothing at {error.filename}") from error
-        except OSError as error:
-            raise PathUnusable(f"{source} cannot be read: {error.strerror}") from error
-        return cls(hasher.hexdigest(), plain_bytes)
-
-
-def _below(source: Path) -> list[str]:
-    """The source and, if it is a folder, all in it, in a fixed order."""
-    found = [str(source)]
-    if source.is_dir() and not source.is_symlink():
-        for folder, folders, files in os.walk(source, onerror=_fail):
-            found += [os.path.join(folder, name) for name in (*folders, *files)]  # noqa: PTH118
-    return sorted(found)
-
-
-def _fail(error: OSError) -> None:
-    raise error
-
-
-def _absolute(source: Path) -> Path:
-    """Absolute, but with links as they are: a link is refused, not followed."""
-    return Path(os.path.normpath(Path.cwd() / source.expanduser()))
+def _digest(source: Source) -> str:
+    """Changes when a file of the source is added, removed, renamed, replaced or written."""
+    hasher = hashlib.sha256()
+    for file in source.files:
+        fields = (os.fsencode(file.name), *(b"%d" % number for number in file.identity))
+        hasher.update(length_prefixed(*fields))
+    return hasher.hexdigest()
 
 
 # --- encrypting ----------------------------------------------------------------------------------
@@ -133,14 +90,12 @@ def _absolute(source: Path) -> Path:
 def _encrypt(
     session: Session,
     spool: Spool,
-    source: Path,
-    plain: SourceState,
+    source: Source,
     model: str,
     progress: ProgressCallback | None,
 ) -> SpooledPush:
     """Create a version and leave its ciphertext, whole, in the spool."""
-    check_source(source)  # before anything is created
-    _require_room(spool, plain)
+    _require_room(spool, source.plain_bytes)
     request_id = str(uuid.uuid4())
     offer = session.keys.offer()
     answer = session.call(
@@ -156,23 +111,32 @@ def _encrypt(
     data_key = offer.open(answer.data_key, binding)
     try:
         with spool.create() as file:
-            pin = _write(file, source, version, data_key, plain.plain_bytes, progress)
+            pin = write_artifact(
+                source.path,
+                file,
+                data_key.reveal(),
+                version=version.name,
+                version_uid=version.uid,
+                artifact_id=version.artifact_id,
+                progress=_told(progress),
+            )
             os.fsync(file.fileno())
     except OSError as error:
         spool.clear()
-        raise local_error(error, "the spool of this push cannot be written") from error
+        raise local_error(error, "the model cannot be encrypted into the spool") from error
     except BaseException:
         spool.clear()
         raise
     finally:
         data_key.wipe()
-    if SourceState.read(source).digest != plain.digest:
+    # The writer has compared the source with what *it* saw first; that must be what we saw.
+    if _digest(look_at(source.path)) != _digest(source):
         spool.clear()
-        raise SourceChanged(f"{source} changed while it was read; nothing was published")
+        raise SourceChanged(f"{source.path} changed while it was read; nothing was published")
     push = SpooledPush(
         request_id=request_id,
         version=version.name,
-        source=plain.digest,
+        source=_digest(source),
         length_bytes=pin.length_bytes,
         floe_header_tag=pin.floe_header_tag.hex(),
         digest=pin.digest.hex(),
@@ -181,17 +145,24 @@ def _encrypt(
     return push
 
 
-def _require_room(spool: Spool, plain: SourceState) -> None:
-    """The ciphertext is a little larger than the plaintext: 32 bytes a segment, and the index."""
-    needed = plain.plain_bytes + plain.plain_bytes // 1000 + (1 << 20)
+def _require_room(spool: Spool, plain_bytes: int) -> None:
+    """The ciphertext is a little larger than the plaintext: 32 bytes a segment, and a header."""
+    needed = plain_bytes + plain_bytes // 1000 + (1 << 16)
     if (free := free_bytes(spool.path.parent)) < needed:
         raise LocalDiskFull(
             f"the spool needs about {needed:,} bytes, {spool.path.parent} has {free:,} free",
             hint="free some space, or set state_dir in the profile to a larger disk",
+            metadata={"needed_bytes": str(needed), "free_bytes": str(free)},
         )
 
 
-# --- sending ---------------------------------------------------------------------------------------
+def _told(progress: ProgressCallback | None) -> Callable[[int, int], None] | None:
+    if progress is None:
+        return None
+    return lambda done, total: progress(Progress("encrypt", done, total))
+
+
+# --- sending -------------------------------------------------------------------------------------
 
 
 def _send(
@@ -227,7 +198,7 @@ def _send(
         deadline_s=_FINALIZE_DEADLINE_S + pin.length_bytes / _FINALIZE_BYTES_PER_S,
     )
     version = convert.version(answer.version)
-    if version.name != push.version or version.pin != pin:
+    if version.name != push.version or version.pin != pin:  # a published lie would never open
         raise AnswerInvalid("the service finalized another version or pin than it was sent")
     spool.clear()
     return Pushed(version, answer.stable_version, resumed)

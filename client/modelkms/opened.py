@@ -1,0 +1,383 @@
+"""An opened model: its files, decrypted as they are read."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import secrets
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Self, TypeVar
+
+from google.protobuf.duration_pb2 import Duration
+from modelkms_api import key_transport as layout
+from modelkms_api.v1.key_service_pb2 import LeaseDataKeyRequest
+
+from modelkms import catalogue, convert
+from modelkms.download import Downloader, require_pin
+from modelkms.errors import (
+    AnswerInvalid,
+    ArtifactCorrupt,
+    LeaseExpired,
+    LeaseMaxTtl,
+    LocalDiskFull,
+    MemberNotFound,
+    ModelClosed,
+    PathUnusable,
+    UnavailableError,
+    UsageError,
+)
+from modelkms.folders import free_bytes, local_error
+from modelkms.key_transport import Binding, boottime_s
+from modelkms.materialize import materialized
+from modelkms.payload import Payload, open_payload, segments_authenticate
+from modelkms.secret import SecretBytes
+from modelkms.session import Session
+from modelkms.types import LeaseInfo, Progress, ProgressCallback, VersionInfo
+
+_log = logging.getLogger("modelkms")
+
+T = TypeVar("T")
+
+_COPY_BYTES = 1 << 20
+_RENEWED_AT = 2 / 3
+"""Of the lease's time (DESIGN §6)."""
+
+
+def open_model(
+    session: Session,
+    downloader: Downloader,
+    name: str,
+    attributes: Mapping[str, str] | None,
+    progress: ProgressCallback | None,
+) -> OpenedModel:
+    """Lease the data key, get the artifact, open it. `name` is a resource name."""
+    # 1. One round trip gives version, key and link. Counted from before it was sent, so that no
+    #    clocks need agree: our end of the lease comes no later than the service's.
+    sent_s = boottime_s()
+    offer = session.keys.offer()
+    request = LeaseDataKeyRequest(name=name, attributes=attributes or {}, client_key=offer.message)
+    answer = session.call(session.leases.LeaseDataKey, request)
+
+    # 2. What came must be what was asked for, and the key bound to all of it.
+    version = catalogue.require_meant(name, convert.version(answer.version))
+    lease = convert.lease(answer.lease)
+    pin = require_pin(version)
+    if lease.version != version.name:
+        raise AnswerInvalid("the service leased the key of another version than it answered with")
+    binding = Binding(
+        purpose=layout.PURPOSE_LEASE,
+        principal=session.identity.principal,
+        version_uid=version.uid,
+        lease=lease.name,
+        pin=layout.pin_bytes(
+            length_bytes=pin.length_bytes, floe_header_tag=pin.floe_header_tag, digest=pin.digest
+        ),
+        lease_duration=answer.lease_duration,
+    )
+    data_key = offer.open(answer.data_key, binding)
+    end_s = sent_s + _seconds(answer.lease_duration)
+
+    # 3. The ciphertext, from the cache or the store; a cached one that does not open is dropped and
+    #    fetched anew, once.
+    source = _Source(downloader, version, data_key, progress)
+    try:
+        payload = source.open()
+    except BaseException:
+        data_key.wipe()
+        raise
+    return OpenedModel(session, source, payload, version, lease, data_key, sent_s, end_s)
+
+
+class OpenedModel:
+    """A version of a model, readable until it is closed. Safe to use from several threads.
+
+    The lease bounds what is *begun*: it is renewed when something is begun in its last third, and
+    once it has ended, files that are open stay readable and nothing new can be opened. Closing
+    wipes this copy of the data key; files that were opened from it can then no longer be read.
+
+    Attributes:
+        version: what the reference meant.
+        lease: as it was issued, or last renewed.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        source: _Source,
+        payload: Payload,
+        version: VersionInfo,
+        lease: LeaseInfo,
+        data_key: SecretBytes,
+        leased_s: float,
+        lease_end_s: float,
+    ) -> None:
+        """`leased_s`, `lease_end_s`: seconds of `boottime_s`."""
+        self.version = version
+        self.lease = lease
+        self._session = session
+        self._source = source
+        self._payload = payload
+        self._data_key = data_key
+        self._lease_end_s = lease_end_s
+        self._renew_at_s = leased_s + _RENEWED_AT * (lease_end_s - leased_s)
+        self._retired: list[Payload] = []
+        self._lock = threading.RLock()
+        self._closed = False
+
+    @property
+    def single_file(self) -> bool:
+        """Whether the model was pushed as one file, not as a folder."""
+        return self._payload.single_file
+
+    def files(self) -> list[str]:
+        """Names of the files, sorted; `/` between folders. One name for a single-file model."""
+        self._require_open()
+        return self._payload.files()
+
+    def read(self, name: str | None = None) -> bytes:
+        """The whole content of a file; of the only one if `name` is None.
+
+        Raises:
+            MemberNotFound: no such file. UsageError: no name given, and there are several.
+            ArtifactCorrupt: it does not authenticate; no byte of it is handed out.
+            LeaseExpired: the lease has ended and could not be renewed.
+        """
+        self._begin()
+        chosen = self._chosen(name)
+        return self._with_fresh_copy(lambda payload: payload.read(chosen))
+
+    def open(self, name: str | None = None) -> io.BufferedReader:
+        """A file as a binary stream: seekable, read-only. Each read decrypts what it needs.
+
+        Raises: as `read`; reads of the stream raise ArtifactCorrupt where a segment does not
+            authenticate, and ModelClosed after `close`.
+        """
+        self._begin()
+        chosen = self._chosen(name)
+        return self._with_fresh_copy(lambda payload: payload.open(chosen))
+
+    @contextmanager
+    def materialize(self) -> Iterator[Path]:
+        """A private folder in memory-backed storage with all files; gone when the block ends.
+
+        It is gone too after an exception, and when this process is killed. A single-file model is
+        one file in the folder.
+
+        Raises:
+            LocalDiskFull: memory-backed storage has too little room: both sizes and a hint.
+            MemoryStorageMissing, LocalDiskError, CacheUnsafe, and as `read`.
+        """
+        self._begin()
+        sizes = {name: self._payload.size_bytes(name) for name in self._payload.files()}
+        with materialized(sizes, self._write_all) as folder:
+            yield folder
+
+    def export(self, folder: str | Path, progress: ProgressCallback | None = None) -> None:
+        """Write all files, decrypted, to disk: the one way by which plaintext leaves memory.
+
+        `folder` appears whole or not at all.
+
+        Raises:
+            PathUnusable: `folder` exists and is not empty, or its parent does not exist.
+            LocalDiskFull, LocalDiskError: nothing is left behind. And as `read`.
+        """
+        self._begin()
+        target = Path(folder).absolute()
+        _require_new(target)
+        sizes = {name: self._payload.size_bytes(name) for name in self._payload.files()}
+        if (free := free_bytes(target.parent)) < sum(sizes.values()):
+            raise LocalDiskFull(
+                f"the model has {sum(sizes.values()):,} bytes, {target.parent} has {free:,} free"
+            )
+        # Beside the target, so that the rename stays within one file system.
+        partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
+        try:
+            partial.mkdir(mode=0o700)
+            self._write_all(partial, progress)
+            if target.is_dir():
+                target.rmdir()
+            partial.rename(target)
+        except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise local_error(error, f"the model cannot be written to {target}") from error
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+    def renew(self, ttl: timedelta | None = None) -> LeaseInfo:
+        """Extend the lease.
+
+        Raises:
+            LeaseExpired, LeaseRevoked, LeaseMaxTtl: it cannot be.
+        """
+        with self._lock:
+            self._require_open()
+            sent_s = boottime_s()
+            lease = catalogue.renew_lease(self._session, self.lease.name, ttl)
+            if lease.name != self.lease.name:
+                raise AnswerInvalid("the service renewed another lease than it was asked to")
+            # Both times are the service's, so their difference needs no clock of ours.
+            if lease.expire_time is not None and self.lease.expire_time is not None:
+                longer_s = (lease.expire_time - self.lease.expire_time).total_seconds()
+                self._lease_end_s += max(longer_s, 0.0)
+                self._renew_at_s = sent_s + _RENEWED_AT * (self._lease_end_s - sent_s)
+            self.lease = lease
+            return lease
+
+    def close(self) -> None:
+        """Wipe the key and let go of the artifact. Idempotent."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                for payload in (self._payload, *self._retired):
+                    payload.close()
+                self._data_key.wipe()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"OpenedModel({self.version.reference})"
+
+    # --- helpers ---------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        """Whether something new may be opened."""
+        with self._lock:
+            self._require_open()
+            now_s = boottime_s()
+            if now_s >= self._lease_end_s:
+                raise LeaseExpired(f"the lease of {self.version.reference} has ended")
+            if now_s < self._renew_at_s:
+                return
+            try:
+                self.renew()
+            except (LeaseMaxTtl, UnavailableError) as error:
+                # It cannot be made longer now; until its end it holds.
+                _log.warning("the lease %s was not renewed: %s", self.lease.id, error.reason)
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise ModelClosed(f"{self.version.reference} was closed")
+
+    def _chosen(self, name: str | None) -> str:
+        names = self._payload.files()
+        if name is None:
+            if len(names) == 1:
+                return names[0]
+            raise UsageError(
+                f"{self.version.reference} has {len(names)} files; say which",
+                hint="files() lists them",
+            )
+        if name not in names:
+            raise MemberNotFound(
+                f"{self.version.reference} has no file {name!a}", hint="files() lists them"
+            )
+        return name
+
+    def _with_fresh_copy(self, act: Callable[[Payload], T]) -> T:
+        """Act; if the copy at hand is damaged, once more on one fetched anew (F53)."""
+        try:
+            return act(self._payload)
+        except ArtifactCorrupt:
+            with self._lock:
+                self._require_open()
+                self._retired.append(self._payload)  # others may be reading from it
+                self._payload = self._source.open_anew()
+            return act(self._payload)
+
+    def _write_all(self, folder: Path, progress: ProgressCallback | None = None) -> None:
+        """Write every file below `folder`, verified segment by segment before it is written."""
+        names = self._payload.files()
+        total = sum(self._payload.size_bytes(name) for name in names)
+        done = 0
+        for name in names:
+            path = folder.joinpath(*name.split("/"))
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with (
+                self._with_fresh_copy(lambda payload, name=name: payload.open(name)) as source,
+                path.open("xb", buffering=0, opener=_private) as target,
+            ):
+                while data := source.read(_COPY_BYTES):
+                    target.write(data)
+                    done += len(data)
+                    if progress is not None:
+                        progress(Progress("decrypt", done, total))
+
+
+class _Source:
+    """Where the artifact of an opened model comes from, now and once more if it is damaged."""
+
+    def __init__(
+        self,
+        downloader: Downloader,
+        version: VersionInfo,
+        data_key: SecretBytes,
+        progress: ProgressCallback | None,
+    ) -> None:
+        self._downloader = downloader
+        self._version = version
+        self._data_key = data_key
+        self._progress = progress
+
+    def open(self) -> Payload:
+        try:
+            return self._open()
+        except ArtifactCorrupt:
+            return self.open_anew()
+
+    def open_anew(self) -> Payload:
+        """
+        Raises:
+            ArtifactCorrupt: what the store has is damaged too.
+        """
+        _log.warning("a cached artifact does not authenticate: fetching it anew")
+        self._downloader.drop(self._version)
+        return self._open()
+
+    def _open(self) -> Payload:
+        file = self._downloader.open(self._version, self._progress, self._authenticates)
+        try:
+            return open_payload(file, self._version, self._data_key)
+        except BaseException:
+            file.close()
+            raise
+
+    def _authenticates(self, file: BinaryIO) -> bool:
+        return segments_authenticate(file, self._version, self._data_key)
+
+
+def _require_new(target: Path) -> None:
+    try:
+        empty = not any(target.iterdir())
+    except FileNotFoundError:
+        empty = True
+        if not target.parent.is_dir():
+            raise PathUnusable(f"there is no folder {target.parent}") from None
+    except OSError as error:
+        raise PathUnusable(f"{target} cannot be used: {error.strerror}") from error
+    if not empty:
+        raise PathUnusable(f"{target} is not empty", hint="name a folder that is not there yet")
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _seconds(duration: Duration) -> float:
+    return duration.seconds + duration.nanos / 1e9
