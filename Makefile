@@ -53,6 +53,10 @@ $(UV_HOME)/bin/uv: requirements/uv.txt
 setup-go: ## Go 1.26 or newer: the system's, else the locked wheel outside the tree
 	@$(PYTHON) -m tests.support.tools go
 
+.PHONY: setup-vault
+setup-vault: setup setup-go ## HashiCorp Vault from its Go module, outside the tree (5 minutes, once)
+	@$(BIN)/python -m tests.support.hashicorp_vault build
+
 # --- the product -----------------------------------------------------------------------------------
 
 .PHONY: demo
@@ -84,7 +88,7 @@ test-faults: setup setup-go ## rows of docs/faults.md that need long or disrupti
 	$(PYTEST) -m "faults and not vault" $(PYTEST_ARGS)
 
 .PHONY: test-vault
-test-vault: setup setup-go ## contract and end-to-end tests on HashiCorp Vault (built once, 5 minutes)
+test-vault: setup-vault ## contract and end-to-end tests on HashiCorp Vault
 	$(PYTEST) -m vault $(PYTEST_ARGS)
 
 .PHONY: fuzz
