@@ -132,7 +132,7 @@ class Profile(BaseModel):
         except ValidationError as error:
             raise ProfileInvalid(
                 f"the profile {path or '(from the environment)'} is invalid: {_told(error)}",
-                hint="the fields are described in client/README.md",
+                hint=f"the fields are {', '.join(sorted(Profile.model_fields.keys() - {'source'}))}",
             ) from None
 
     @property
