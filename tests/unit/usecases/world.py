@@ -35,7 +35,7 @@ from kms_service.domain.names import (
     Reference,
     VersionName,
 )
-from kms_service.domain.ports import ClientKey, Liveness
+from kms_service.domain.ports import ClientKey, LeaseFilter, Liveness
 from kms_service.usecases.answers import CreatedVersion, FinalizedVersion, LeasedDataKey, LeaseView
 from kms_service.usecases.authorisation import Gate
 from kms_service.usecases.browse_catalogue import BrowseCatalogue
@@ -55,6 +55,7 @@ from kms_service.usecases.set_alias import SetAlias
 from kms_service.usecases.upload_artifact import UploadArtifact
 from kms_service.usecases.version_state import ChangeVersionState
 from tests.support import key_transport_opener as opener
+from tests.support.fake_master_keys import FakeMasterKeys
 from tests.support.usecase_fakes import (
     ManualClock,
     MemoryAudit,
@@ -65,7 +66,7 @@ from tests.support.usecase_fakes import (
     WatchedStore,
     caller,
 )
-from tests.unit.usecases.real_parts import FakeVault, open_database, open_store
+from tests.unit.usecases.real_parts import open_database, open_store
 
 CHUNK = 1 << 20
 
@@ -74,12 +75,13 @@ class World:
     """Has the project `demo` with its master key, and nobody permitted anything."""
 
     def __init__(self, folder: Path, template: Path) -> None:
+        folder.mkdir(exist_ok=True)
         self.pending_ttl = timedelta(days=7)
         self.clock = ManualClock()
         self.policy = ScriptedPolicy()
         self.audit = MemoryAudit()
-        self.vault = FakeVault()
-        self.master_keys = WatchedMasterKeys(self.vault.master_keys)
+        self.vault = FakeMasterKeys()
+        self.master_keys = WatchedMasterKeys(self.vault)
         self._sql = open_database(folder, template)
         self.database = WatchedDatabase(self._sql)
         self.store = WatchedStore(open_store(folder))
@@ -149,7 +151,7 @@ class World:
         return caller(name)
 
     def make_master_key(self, name: str) -> None:
-        self.vault.make_master_key(name)
+        self.vault.make(name)
 
     # --- the story, with what a test does not care about filled in -------------------------------
 
@@ -240,6 +242,10 @@ class World:
         with self.database.read() as tx:
             return tx.leases.get(name)
 
+    def list_leases_past_policy(self) -> list[Lease]:
+        with self.database.read() as tx:
+            return list(tx.leases.list(LeaseFilter("demo"), 1000, "").items)
+
     def live_leases(self) -> int:
         with self.database.read() as tx:
             return tx.leases.count_live(self.clock.now())
@@ -247,7 +253,7 @@ class World:
     def unwrap(self, version: Version) -> bytes:
         """The data key, past all use cases."""
         context = data_key_context(version.name.parent, version.uid)
-        key = self.vault.master_keys.unwrap("modelkms-demo", version.wrapped_key, context)
+        key = self.vault.unwrap("modelkms-demo", version.wrapped_key, context)
         return key.reveal()
 
 
