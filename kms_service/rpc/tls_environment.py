@@ -17,3 +17,6 @@ VARIABLE = "GRPC_SSL_CIPHER_SUITES"
 SUITES = "ECDHE-RSA-AES256-GCM-SHA384"
 
 os.environ[VARIABLE] = SUITES
+# grpc's core writes lines of its own shape to standard error, one for each failed handshake; ours
+# are one JSON object each. Who debugs grpc sets the variable and gets them back.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")

@@ -106,6 +106,10 @@ class Metrics:
         )
         for result in ("loaded", "refused"):
             self.policy_loads.labels(result=result)
+        self.policies_current = self._gauge(
+            "modelkms_policies_current",
+            "0 while the policy files are refused and the last good set stays in force",
+        )
         self.dependency_up = Gauge(
             "modelkms_dependency_up",
             "1 while the last probe of the dependency succeeded",

@@ -1,0 +1,183 @@
+"""`modelkms-server`: serve, migrate, check-config, audit verify, dev.
+
+Exit codes: 0 done · 1 internal · 2 usage or configuration · 5 unavailable · 6 corrupt (a damaged
+audit log). Errors are `error:` and `hint:` lines on standard error.
+"""
+
+from __future__ import annotations
+
+import kms_service.rpc.tls_environment  # noqa: F401 - before anything imports grpc
+
+# isort: split
+import sys
+from pathlib import Path
+from typing import Annotated, Never
+
+import typer
+from typer.exceptions import TyperException
+
+from kms_service import __version__
+from kms_service.config import Config, load
+from kms_service.domain.errors import (
+    ConfigurationError,
+    Corrupt,
+    ServiceError,
+    Throttled,
+    Unavailable,
+)
+from kms_service.telemetry.logging import configure_logging, escape_controls
+
+INTERNAL, USAGE, UNAVAILABLE, CORRUPT = 1, 2, 5, 6
+
+app = typer.Typer(
+    name="modelkms-server",
+    help="The ModelKMS service: keys of encrypted machine-learning models, leased over gRPC.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+audit_app = typer.Typer(help="The audit log.", no_args_is_help=True)
+app.add_typer(audit_app, name="audit")
+
+ConfigFile = Annotated[
+    Path, typer.Option("--config", metavar="FILE", help="The TOML configuration file.")
+]
+
+
+@app.command()
+def serve(config: ConfigFile) -> None:
+    """Serve until SIGTERM or SIGINT; SIGHUP reads the policies again."""
+    from kms_service.serving import serve_until_signalled
+
+    settings = load(config)
+    configure_logging(settings.log.level, settings.log.format)
+    serve_until_signalled(settings)
+
+
+@app.command()
+def migrate(config: ConfigFile) -> None:
+    """Bring the database's schema to this version's; makes the database if there is none."""
+    from kms_service.bootstrap import migrate_database
+
+    migrate_database(load(config))
+    _say("the database's schema is current")
+
+
+@app.command("check-config")
+def check_config(
+    config: ConfigFile,
+    live: Annotated[
+        bool, typer.Option("--live", help="Also try Vault, database, store and policies.")
+    ] = False,
+) -> None:
+    """Check the configuration; with --live also what it names."""
+    settings = load(config)
+    _say(f"ok    {config} is well-formed")
+    if live:
+        _check_live(settings)
+
+
+@audit_app.command("verify")
+def audit_verify(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The audit log's folder.")],
+) -> None:
+    """Check the chain of an audit log: every record, in order, unchanged."""
+    from kms_service.adapters.audit_log import verify
+
+    try:
+        found = verify(folder)
+    except OSError as error:
+        raise ConfigurationError(f"{folder}: cannot be read: {error.strerror}") from error
+    if found.fault:
+        _fail(found.summary, "keep the folder as it is: it is evidence", CORRUPT)
+    _say(found.summary)
+
+
+@app.command()
+def dev(
+    directory: Annotated[
+        Path, typer.Option("--dir", metavar="DIR", help="Where everything is kept.")
+    ] = Path(".modelkms-dev"),
+    listen: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Of the service; port 0: any free one.")
+    ] = "127.0.0.1:0",
+    metrics_listen: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Of /metrics; port 0: any free one.")
+    ] = "127.0.0.1:0",
+) -> None:
+    """A development stack: OpenBao, the service, a CA with identities. Ctrl-C stops all."""
+    from kms_service.development.stack import run
+
+    run(directory, listen=listen, metrics_listen=metrics_listen)
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)
+    ] = False,
+) -> None:
+    if version:
+        _say(f"modelkms-server {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """The command; exits the process."""
+    try:
+        code = app(standalone_mode=False)
+    except TyperException as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help
+            sys.stderr.write(f"{error}\n")
+            sys.exit(USAGE)
+        _fail(error.format_message(), "modelkms-server --help shows how it is used", USAGE)
+    except (typer.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except ConfigurationError as error:
+        for line in error.message.splitlines():
+            _tell("error", line)
+        sys.exit(USAGE)
+    except (Unavailable, Throttled) as error:
+        _fail(f"{error.message} ({error.reason})", "try again once it answers", UNAVAILABLE)
+    except Corrupt as error:
+        _fail(f"{error.message} ({error.reason})", None, CORRUPT)
+    except ServiceError as error:
+        _fail(f"{error.message} ({error.reason})", None, INTERNAL)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _check_live(config: Config) -> None:
+    """Every check runs, so that one run tells all that is wrong; the worst decides the code."""
+    from kms_service.live_checks import live_checks
+
+    worst: ServiceError | None = None
+    for name, check in live_checks(config):
+        try:
+            check()
+        except ServiceError as error:
+            _tell("error", f"{name}: {error.message} ({error.reason})")
+            worst = error if worst is None or isinstance(error, ConfigurationError) else worst
+        else:
+            _say(f"ok    {name}")
+    if worst is not None:
+        sys.exit(UNAVAILABLE if isinstance(worst, Unavailable | Throttled) else USAGE)
+
+
+def _fail(message: str, hint: str | None, code: int) -> Never:
+    _tell("error", message)
+    if hint is not None:
+        _tell("hint", hint)
+    sys.exit(code)
+
+
+def _tell(kind: str, line: str) -> None:
+    sys.stderr.write(f"{kind}: {escape_controls(line)}\n")
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{escape_controls(line)}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,354 @@
+"""The one place where things are constructed: a configuration in, a service out."""
+
+from __future__ import annotations
+
+import kms_service.rpc.tls_environment  # noqa: F401 - before anything imports grpc
+
+# isort: split
+from dataclasses import dataclass
+from datetime import timedelta
+
+import grpc
+from google.protobuf.descriptor import ServiceDescriptor
+from grpc_health.v1.health import SERVICE_NAME as HEALTH
+from grpc_health.v1.health import HealthServicer
+from modelkms_api.v1 import (
+    artifact_service_pb2,
+    key_service_pb2,
+    master_key_service_pb2,
+    model_service_pb2,
+)
+
+from kms_service.adapters import database as sql
+from kms_service.adapters.audit_log import FileAuditLog
+from kms_service.adapters.cedar import CedarPolicyEngine
+from kms_service.adapters.clock import LogicalClock
+from kms_service.adapters.key_transport import HpkeKeyTransport
+from kms_service.adapters.object_storage import LocalArtifactStore
+from kms_service.adapters.vault import VaultMasterKeys
+from kms_service.adapters.vault_session import VaultSession, VaultSettings
+from kms_service.config import Config
+from kms_service.domain.audit import AuditRecord
+from kms_service.domain.errors import AuditUnavailable, ConfigurationError
+from kms_service.domain.ports import AuditLog
+from kms_service.policy_reload import PolicyReloader
+from kms_service.rpc.artifact_service import ArtifactServicer
+from kms_service.rpc.authentication import Authenticator
+from kms_service.rpc.error_table import reasons
+from kms_service.rpc.health import OVERALL, Readiness
+from kms_service.rpc.key_service import KeyServicer
+from kms_service.rpc.master_key_service import MasterKeyServicer
+from kms_service.rpc.model_service import ModelServicer
+from kms_service.rpc.pipeline import Pipeline
+from kms_service.rpc.pool import FairShare
+from kms_service.rpc.registration import full_methods
+from kms_service.rpc.server import CallPools, RpcServer, ServerLimits
+from kms_service.rpc.tls import ReloadingCredentials, TlsFiles
+from kms_service.service import Service, ServiceParts
+from kms_service.telemetry.metrics import Metrics
+from kms_service.telemetry.metrics_server import MetricsServer
+from kms_service.timers import Timer
+from kms_service.usecases.authorisation import Gate
+from kms_service.usecases.browse_catalogue import BrowseCatalogue
+from kms_service.usecases.create_model import CreateModel
+from kms_service.usecases.create_project import CreateProject
+from kms_service.usecases.create_version import CreateVersion
+from kms_service.usecases.expire_pending import ExpirePending
+from kms_service.usecases.finalize_version import FinalizeVersion
+from kms_service.usecases.get_master_key import GetMasterKey
+from kms_service.usecases.lease_data_key import LeaseDataKey
+from kms_service.usecases.list_leases import ListLeases
+from kms_service.usecases.read_artifact import ReadArtifact
+from kms_service.usecases.renew_lease import RenewLease
+from kms_service.usecases.resolve_model import ResolveModel
+from kms_service.usecases.revoke_leases import RevokeLeases
+from kms_service.usecases.set_alias import SetAlias
+from kms_service.usecases.upload_artifact import UploadArtifact
+from kms_service.usecases.version_state import ChangeVersionState
+
+_PROBE_EVERY_S = 2.0
+"""A sealed Vault must be noticed within 5 s (DESIGN §6 "cached keys")."""
+_MARK_EVERY_S = 10.0
+_POLICIES_EVERY_S = 2.0
+_GAUGES_EVERY_S = 15.0
+_EXPIRE_EVERY_S = 300.0
+_SHARE_OF_THREADS = 0.75
+
+_MODELS = model_service_pb2.DESCRIPTOR.services_by_name["ModelService"]
+_KEYS = key_service_pb2.DESCRIPTOR.services_by_name["KeyService"]
+_MASTER_KEYS = master_key_service_pb2.DESCRIPTOR.services_by_name["MasterKeyService"]
+_ARTIFACTS = artifact_service_pb2.DESCRIPTOR.services_by_name["ArtifactService"]
+_SERVICES = (_MODELS, _KEYS, _MASTER_KEYS, _ARTIFACTS)
+
+
+def build(config: Config) -> Service:
+    """Everything that one serving process needs, constructed and not yet started.
+
+    Vault need not answer: the service starts, says NOT_SERVING, and serves once it does.
+
+    Raises:
+        ConfigurationError: certificate, key, policies or schema cannot be served with.
+        StateUnavailable, StateCorrupt, StorageUnavailable, AuditUnavailable: the state on this
+            machine cannot be used.
+    """
+    metrics = Metrics(
+        list(full_methods(_SERVICES)), [code.name for code in grpc.StatusCode], reasons()
+    )
+    credentials = ReloadingCredentials(tls_files(config), metrics)
+    adapters = _adapters(config, metrics)
+    _watch_vault(adapters.master_keys, metrics)
+    audit = _CountedAuditLog(adapters.audit, metrics)
+    server = config.server
+    limits = ServerLimits(
+        threads=server.threads,
+        streams=server.artifact_streams,
+        max_connection_age_s=server.max_connection_age_s,
+        max_connection_age_grace_s=server.max_connection_age_grace_s,
+    )
+    pools = CallPools(limits)
+    share = max(1, int(server.threads * _SHARE_OF_THREADS))
+    pipeline = Pipeline(
+        Authenticator(server.trust_domains, adapters.clock),
+        FairShare(pools.unary, share),
+        metrics,
+    )
+    health = HealthServicer()
+    readiness = _readiness(health, adapters, metrics)
+    servicers = _servicers(config, adapters, audit, metrics)
+    host, _, port = config.metrics.listen.rpartition(":")
+    return Service(
+        ServiceParts(
+            rpc=RpcServer(
+                server.listen, credentials.grpc, servicers, pipeline, health, pools, limits
+            ),
+            metrics=MetricsServer(host.strip("[]"), int(port), metrics.registry),
+            readiness=readiness,
+            timers=_timers(config, adapters, audit, readiness, metrics),
+            audit=audit,
+            clock=adapters.clock,
+            reload_policies=adapters.policy_reloader.load,
+            closers=(
+                adapters.clock.store_mark,
+                adapters.audit.close,
+                adapters.master_keys.close,
+                adapters.database.close,
+            ),
+            port_file=server.port_file,
+        )
+    )
+
+
+def migrate_database(config: Config) -> None:
+    """Create the database, or bring its schema to this version's.
+
+    Raises:
+        StateUnavailable, StateCorrupt, ConfigurationError.
+    """
+    sql.migrate(config.database.url)
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """The real ones, behind the ports that the use cases know."""
+
+    database: sql.SqlDatabase
+    clock: LogicalClock
+    master_keys: VaultMasterKeys
+    policy: CedarPolicyEngine
+    policy_reloader: PolicyReloader
+    audit: FileAuditLog
+    store: LocalArtifactStore
+    transport: HpkeKeyTransport
+
+
+def open_database(config: Config) -> sql.SqlDatabase:
+    """
+    Raises:
+        ConfigurationError: its schema is not this version's.
+        StateUnavailable, StateCorrupt.
+    """
+    state = sql.schema_state(config.database.url)
+    if state is sql.SchemaState.NEWER:
+        raise ConfigurationError(
+            "database.url: the schema was made by a newer version; install that version"
+        )
+    if state is not sql.SchemaState.CURRENT:
+        raise ConfigurationError(
+            f"database.url: the schema is {state.value}; run `modelkms-server migrate`"
+        )
+    return sql.SqlDatabase(config.database.url)
+
+
+def open_vault(config: Config) -> VaultMasterKeys:
+    """Does not connect yet."""
+    vault = config.vault
+    session = VaultSession(
+        VaultSettings(
+            address=vault.address,
+            ca_file=vault.ca_file,
+            namespace=vault.namespace,
+            approle_mount=vault.approle_mount,
+            role_id_file=vault.role_id_file,
+            secret_id_file=vault.secret_id_file,
+            token_file=vault.token_file,
+            request_timeout_s=vault.request_timeout_s,
+            connections=vault.connections,
+        )
+    )
+    return VaultMasterKeys(session, vault.transit_mount)
+
+
+def open_policy(config: Config, metrics: Metrics) -> tuple[CedarPolicyEngine, PolicyReloader]:
+    """An engine with its policies in force, and what keeps them those of the folder.
+
+    Raises:
+        ConfigurationError: the policy set is refused.
+    """
+    policy = config.policy
+    engine = CedarPolicyEngine(policy.folder, policy.default_lease_ttl, policy.max_lease_ttl)
+    reloader = PolicyReloader(engine, policy.folder, metrics)
+    reloader.load()
+    return engine, reloader
+
+
+def tls_files(config: Config) -> TlsFiles:
+    server = config.server
+    return TlsFiles(server.certificate_file, server.key_file, server.client_ca_file)
+
+
+def _adapters(config: Config, metrics: Metrics) -> Adapters:
+    policy, reloader = open_policy(config, metrics)
+    database = open_database(config)
+    clock = LogicalClock(database)
+    return Adapters(
+        database=database,
+        clock=clock,
+        master_keys=open_vault(config),
+        policy=policy,
+        policy_reloader=reloader,
+        audit=FileAuditLog(config.audit.folder, clock.now),
+        store=LocalArtifactStore(config.store.folder),
+        transport=HpkeKeyTransport(),
+    )
+
+
+def _servicers(
+    config: Config, adapters: Adapters, audit: AuditLog, metrics: Metrics
+) -> dict[ServiceDescriptor, object]:
+    database, clock, store = adapters.database, adapters.clock, adapters.store
+    policy, keys, transport = adapters.policy, adapters.master_keys, adapters.transport
+    gate = Gate(database=database, policy=policy, audit=audit, clock=clock)
+    return {
+        _MODELS: ModelServicer(
+            browse=BrowseCatalogue(gate=gate, database=database, policy=policy, clock=clock),
+            create_project=CreateProject(
+                gate=gate,
+                database=database,
+                master_keys=keys,
+                clock=clock,
+                master_key_template=config.vault.master_key_template,
+            ),
+            create_model=CreateModel(gate=gate, database=database, clock=clock),
+            create_version=CreateVersion(
+                gate=gate, database=database, master_keys=keys, transport=transport, clock=clock
+            ),
+            finalize_version=FinalizeVersion(
+                gate=gate, database=database, store=store, clock=clock
+            ),
+            change_state=ChangeVersionState(gate=gate, database=database, clock=clock),
+            set_alias=SetAlias(gate=gate, database=database, clock=clock),
+            resolve_model=ResolveModel(gate=gate, store=store, clock=clock),
+        ),
+        _KEYS: KeyServicer(
+            lease_data_key=LeaseDataKey(
+                gate=gate,
+                database=database,
+                master_keys=keys,
+                transport=transport,
+                store=store,
+                clock=clock,
+            ),
+            renew_lease=RenewLease(gate=gate, database=database, clock=clock),
+            revoke_leases=RevokeLeases(gate=gate, database=database, clock=clock),
+            list_leases=ListLeases(gate=gate, database=database, clock=clock),
+            metrics=metrics,
+        ),
+        _MASTER_KEYS: MasterKeyServicer(
+            get_master_key=GetMasterKey(gate=gate, database=database, master_keys=keys)
+        ),
+        _ARTIFACTS: ArtifactServicer(
+            read_artifact=ReadArtifact(gate=gate, store=store),
+            upload_artifact=UploadArtifact(gate=gate, store=store),
+        ),
+    }
+
+
+def _readiness(health: HealthServicer, adapters: Adapters, metrics: Metrics) -> Readiness:
+    everything = ("vault", "database")
+    return Readiness(
+        health,
+        {"vault": adapters.master_keys.probe, "database": adapters.database.probe},
+        {
+            OVERALL: everything,
+            _KEYS.full_name: everything,
+            _MASTER_KEYS.full_name: everything,
+            # Looking, resolving and ciphertext need no Vault.
+            _MODELS.full_name: ("database",),
+            _ARTIFACTS.full_name: ("database",),
+            HEALTH: (),
+        },
+        metrics,
+    )
+
+
+def _timers(
+    config: Config, adapters: Adapters, audit: AuditLog, readiness: Readiness, metrics: Metrics
+) -> list[Timer]:
+    expire = ExpirePending(
+        database=adapters.database,
+        store=adapters.store,
+        audit=audit,
+        clock=adapters.clock,
+        pending_ttl=timedelta(seconds=config.pending_ttl_s),
+    )
+
+    def count_leases() -> None:
+        with adapters.database.read() as transaction:
+            metrics.leases_live.set(transaction.leases.count_live(adapters.clock.now()))
+
+    return [
+        Timer("probe", _PROBE_EVERY_S, readiness.probe),
+        Timer("clock-mark", _MARK_EVERY_S, adapters.clock.store_mark),
+        Timer("policies", _POLICIES_EVERY_S, adapters.policy_reloader.load_if_changed),
+        Timer("gauges", _GAUGES_EVERY_S, count_leases),
+        Timer("expire-pending", _EXPIRE_EVERY_S, lambda: metrics.versions_expired.inc(expire())),
+    ]
+
+
+def _watch_vault(master_keys: VaultMasterKeys, metrics: Metrics) -> None:
+    metrics.observe_gauge(
+        "modelkms_vault_token_ttl_seconds",
+        "How long the service's Vault token still lasts; absent without one",
+        lambda: master_keys.status().token_ttl_s,
+    )
+    metrics.observe_gauge(
+        "modelkms_vault_breaker_open",
+        "1 while calls to Vault are not even tried",
+        lambda: float(master_keys.status().breaker_open),
+    )
+
+
+class _CountedAuditLog:
+    """Counts what becomes durable and what does not."""
+
+    def __init__(self, log: AuditLog, metrics: Metrics) -> None:
+        self._log = log
+        self._metrics = metrics
+
+    def append(self, record: AuditRecord) -> None:
+        try:
+            self._log.append(record)
+        except AuditUnavailable:
+            self._metrics.audit_failures.inc()
+            raise
+        self._metrics.audit_records.inc()

@@ -1,0 +1,70 @@
+"""`check-config --live`: tries, one after the other, what the configuration names."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+
+from kms_service.adapters.object_storage import LocalArtifactStore
+from kms_service.bootstrap import open_database, open_policy, open_vault, tls_files
+from kms_service.config import Config
+from kms_service.domain.errors import ConfigurationError, MasterKeyMisconfigured
+from kms_service.rpc.tls import load_tls_material
+from kms_service.telemetry.metrics import Metrics
+
+_NO_PROJECT = "no-such-project-live-check"
+
+
+def live_checks(config: Config) -> Iterator[tuple[str, Callable[[], object]]]:
+    """Each check's name and the check, which raises a ServiceError if it fails."""
+    yield "certificate, key and client CA", lambda: load_tls_material(tls_files(config))
+    yield "policies", lambda: open_policy(config, Metrics([], [], []))
+    yield "database and its schema", lambda: open_database(config).close()
+    yield "artifact store", lambda: _store_can_be_written(config)
+    yield "audit folder", lambda: _can_be_written("audit.folder", config.audit.folder)
+    yield "Vault: answers, unsealed", lambda: _vault_answers(config)
+    yield "Vault: login, and every project's master key", lambda: _master_keys_usable(config)
+
+
+def _store_can_be_written(config: Config) -> None:
+    LocalArtifactStore(config.store.folder)
+    _can_be_written("store.folder", config.store.folder)
+
+
+def _can_be_written(field: str, folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"live check")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise ConfigurationError(
+            f"{field}: cannot write to {folder}: {error.strerror}; mend it, or name another folder"
+        ) from error
+
+
+def _vault_answers(config: Config) -> None:
+    with closing(open_vault(config)) as vault:
+        vault.probe()
+
+
+def _master_keys_usable(config: Config) -> None:
+    """Log in, and read the state of each project's key, as the service will."""
+    template = config.vault.master_key_template
+    with closing(open_vault(config)) as vault:
+        with suppress(MasterKeyMisconfigured):  # not there, as it should be: we were let in to look
+            vault.describe(template.replace("{project}", _NO_PROJECT))
+        with closing(open_database(config)) as database:
+            token = ""
+            while True:
+                with database.read() as transaction:
+                    page = transaction.projects.list(1000, token)
+                for project in page.items:
+                    vault.describe(project.master_key)
+                token = page.next_page_token
+                if not token:
+                    return

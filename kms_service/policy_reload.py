@@ -1,0 +1,76 @@
+"""When policies are read: at start, at SIGHUP, and when their files change."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+from kms_service.adapters.cedar import CedarPolicyEngine
+from kms_service.adapters.cedar_policy_set import PolicySetRefused
+from kms_service.domain.errors import ConfigurationError
+from kms_service.telemetry.logging import get_logger
+from kms_service.telemetry.metrics import Metrics
+
+_log = get_logger(__name__)
+
+_Signature = tuple[tuple[str, int, int, int], ...]
+"""Name, inode, time of change (ns) and size of each file of the folder."""
+
+
+class PolicyReloader:
+    """Keeps the engine's policies those of the folder. A set that is refused changes nothing:
+    the last good one stays in force, and a metric tells (F18, F68).
+
+    Args:
+        engine: with no policies yet.
+        folder: what it reads.
+    """
+
+    def __init__(self, engine: CedarPolicyEngine, folder: Path, metrics: Metrics) -> None:
+        self._engine = engine
+        self._folder = folder
+        self._metrics = metrics
+        self._lock = threading.Lock()
+        self._seen: _Signature | None = None
+
+    def load(self) -> None:
+        """Read the folder now.
+
+        Raises:
+            ConfigurationError: the set is refused; what was in force stays.
+        """
+        with self._lock:
+            # Before the read: a change during it is then seen as one.
+            self._seen = self._signature()
+            self._load()
+
+    def load_if_changed(self) -> None:
+        """As `load`, if any file is another than at the last time. Does not raise."""
+        with self._lock:
+            signature = self._signature()
+            if signature == self._seen:
+                return
+            self._seen = signature
+            try:
+                self._load()
+            except ConfigurationError as error:
+                _log.error("policies_refused", error=error.message)
+            else:
+                _log.info("policies_loaded", folder=str(self._folder))
+
+    def _load(self) -> None:
+        try:
+            self._engine.reload()
+        except PolicySetRefused as error:
+            self._metrics.policy_loads.labels(result="refused").inc()
+            self._metrics.policies_current.set(0)
+            raise ConfigurationError(f"policy.folder: {self._folder}: {error}") from error
+        self._metrics.policy_loads.labels(result="loaded").inc()
+        self._metrics.policies_current.set(1)
+
+    def _signature(self) -> _Signature | None:
+        try:
+            stats = [(path.name, path.stat()) for path in sorted(self._folder.iterdir())]
+        except OSError:
+            return None  # gone, or a file went while we looked: looked at again the next time
+        return tuple((name, stat.st_ino, stat.st_mtime_ns, stat.st_size) for name, stat in stats)

@@ -1,0 +1,411 @@
+"""The service as a process: start, what refuses a start, reload, and the end (F64, F10, F18)."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import hvac
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from modelkms_api.v1 import (
+    artifact_service_pb2,
+    artifact_service_pb2_grpc,
+    key_transport_pb2,
+    master_key_service_pb2,
+    master_key_service_pb2_grpc,
+    model_service_pb2,
+    model_service_pb2_grpc,
+)
+
+from kms_service.development.openbao import OpenBao
+from kms_service.development.vault_setup import AppRoleFiles, RoleFiles, set_up
+from tests.support.certificates import TestAuthority
+from tests.support.server import refusal
+from tests.support.service_process import POLICY, TRUST_DOMAIN, ServiceProcess
+
+TIMEOUT_S = 10.0
+
+
+@pytest.fixture(scope="module")
+def bao(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenBao]:
+    server = OpenBao.start(tmp_path_factory.mktemp("bao"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def roles(bao: OpenBao, tmp_path_factory: pytest.TempPathFactory) -> RoleFiles:
+    files = set_up(bao, tmp_path_factory.mktemp("roles"))
+    officer = hvac.Client(url=bao.address, verify=str(bao.ca_file))
+    officer.auth.approle.login(
+        files.officer.role_id_file.read_text(), files.officer.secret_id_file.read_text()
+    )
+    officer.secrets.transit.create_key("modelkms-demo", derived=True, key_type="aes256-gcm96")
+    return files
+
+
+@pytest.fixture
+def service(tmp_path: Path, bao: OpenBao, roles: RoleFiles) -> Iterator[ServiceProcess]:
+    service = ServiceProcess(
+        tmp_path / "service",
+        TestAuthority(TRUST_DOMAIN),
+        bao.address,
+        bao.ca_file,
+        roles.service,
+    )
+    yield service
+    service.stop()
+
+
+def models(channel: grpc.Channel) -> model_service_pb2_grpc.ModelServiceStub:
+    return model_service_pb2_grpc.ModelServiceStub(channel)
+
+
+def health(channel: grpc.Channel, name: str = "") -> str:
+    stub: Any = health_pb2_grpc.HealthStub(channel)
+    answer = stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=TIMEOUT_S)
+    return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
+
+
+def eventually(ask: Callable[[], bool], within_s: float = TIMEOUT_S) -> bool:
+    end = time.monotonic() + within_s
+    while not ask():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def audit_events(service: ServiceProcess) -> list[str]:
+    text = "".join(
+        path.read_text() for path in sorted((service.folder / "audit").rglob("*")) if path.is_file()
+    )
+    return [event for event in ("service_started", "service_stopped") if event in text]
+
+
+def test_it_serves_end_to_end(service: ServiceProcess) -> None:
+    service.start()
+    with service.channel("admin/anna") as channel:
+        assert health(channel) == "SERVING"
+        assert (
+            list(models(channel).ListProjects(model_service_pb2.ListProjectsRequest()).projects)
+            == []
+        )
+        made = models(channel).CreateProject(
+            model_service_pb2.CreateProjectRequest(project_id="demo"), timeout=TIMEOUT_S
+        )
+        assert (made.name, made.master_key) == ("projects/demo", "modelkms-demo")
+        key = master_key_service_pb2_grpc.MasterKeyServiceStub(channel).GetMasterKey(
+            master_key_service_pb2.GetMasterKeyRequest(name="projects/demo/masterKey"),
+            timeout=TIMEOUT_S,
+        )
+        assert (key.vault_key, key.latest_version) == ("modelkms-demo", 1)
+        with pytest.raises(grpc.RpcError) as caught:
+            models(channel).CreateProject(
+                model_service_pb2.CreateProjectRequest(project_id="none"), timeout=TIMEOUT_S
+            )
+        assert refusal(caught.value).reason == "MASTER_KEY_MISCONFIGURED"
+    with service.channel("stranger") as channel, pytest.raises(grpc.RpcError) as caught:
+        models(channel).GetProject(
+            model_service_pb2.GetProjectRequest(name="projects/demo"), timeout=TIMEOUT_S
+        )
+    told = refusal(caught.value)
+    assert (told.code, told.reason) == (grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND_OR_DENIED")
+    url = f"http://127.0.0.1:{service.metrics_port}/metrics"
+    with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:
+        metrics = answer.read().decode()
+    assert 'modelkms_dependency_up{dependency="vault"} 1.0' in metrics
+    assert "modelkms_ready 1.0" in metrics
+    assert "modelkms_vault_token_ttl_seconds" in metrics
+    assert service.stop() == 0
+    assert audit_events(service) == ["service_started", "service_stopped"]
+    assert not service.port_file.exists()
+    for line in service.log.splitlines():
+        assert json.loads(line)["event"]
+
+
+def test_f64_sigterm_lets_calls_in_flight_end(service: ServiceProcess) -> None:
+    service.start()
+    ended: list[object] = []
+    with service.channel("admin/anna") as channel, service.channel("admin/other") as other:
+        models(channel).CreateProject(
+            model_service_pb2.CreateProjectRequest(project_id="demo"), timeout=TIMEOUT_S
+        )
+        version = _new_version(channel)
+        release = threading.Event()
+        artifacts = artifact_service_pb2_grpc.ArtifactServiceStub(channel)
+
+        def chunks() -> Iterator[artifact_service_pb2.WriteArtifactRequest]:
+            yield artifact_service_pb2.WriteArtifactRequest(version=version, data=bytes(1000))
+            release.wait(TIMEOUT_S)
+            yield artifact_service_pb2.WriteArtifactRequest(data=bytes(500))
+
+        upload = artifacts.WriteArtifact.future(chunks(), timeout=TIMEOUT_S)
+        assert eventually(lambda: (service.folder / "artifacts").is_dir())
+        stub: Any = health_pb2_grpc.HealthStub(other)
+        watch = stub.Watch(health_pb2.HealthCheckRequest(), timeout=TIMEOUT_S)
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        time.sleep(0.3)
+        service.signal(signal.SIGTERM)
+        # Readiness is off at once, new calls find no service …
+        assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        watch.cancel()
+
+        def gone() -> bool:
+            try:
+                models(other).ListProjects(model_service_pb2.ListProjectsRequest(), timeout=2)
+            except grpc.RpcError as error:
+                return refusal(error).code is grpc.StatusCode.UNAVAILABLE
+            return False
+
+        assert eventually(gone)
+        # … and what was in flight ends well.
+        release.set()
+        ended.append(upload.result(TIMEOUT_S).stored_bytes)
+    assert ended == [1500]
+    assert service.wait() == 0
+    assert audit_events(service) == ["service_started", "service_stopped"]
+
+
+def _new_version(channel: grpc.Channel) -> str:
+    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+    key = key_transport_pb2.ClientKey(
+        suite=key_transport_pb2.KEY_TRANSPORT_SUITE_X25519_HKDF_SHA256_AES256GCM,
+        public_key=X25519PrivateKey.generate().public_key().public_bytes_raw(),
+        request_nonce=bytes(16),
+    )
+    created = models(channel).CreateVersion(
+        model_service_pb2.CreateVersionRequest(
+            parent="projects/demo/models/face",
+            request_id="0191a0b0-0000-7000-8000-000000000000",
+            client_key=key,
+        ),
+        timeout=TIMEOUT_S,
+    )
+    assert len(created.data_key.ciphertext) == 48
+    return str(created.version.name)
+
+
+def test_f64_what_does_not_end_in_the_grace_is_cancelled(service: ServiceProcess) -> None:
+    service.settings["SERVER__SHUTDOWN_GRACE_S"] = "0.5"
+    service.start()
+    with service.channel("admin/anna") as channel:
+        models(channel).CreateProject(
+            model_service_pb2.CreateProjectRequest(project_id="demo"), timeout=TIMEOUT_S
+        )
+        version = _new_version(channel)
+        never = threading.Event()
+
+        def chunks() -> Iterator[artifact_service_pb2.WriteArtifactRequest]:
+            yield artifact_service_pb2.WriteArtifactRequest(version=version, data=bytes(1000))
+            never.wait(TIMEOUT_S)
+
+        upload = artifact_service_pb2_grpc.ArtifactServiceStub(channel).WriteArtifact.future(
+            chunks(), timeout=TIMEOUT_S
+        )
+        time.sleep(0.3)
+        service.signal(signal.SIGINT)
+        started = time.monotonic()
+        assert service.wait() == 0
+        assert time.monotonic() - started < 5
+        assert upload.exception(TIMEOUT_S) is not None
+        never.set()
+    assert audit_events(service) == ["service_started", "service_stopped"]
+
+
+@pytest.mark.parametrize("which", ["server.listen", "metrics.listen"])
+def test_port_in_use(service: ServiceProcess, which: str) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        service.settings[which.upper().replace(".", "__")] = address
+        service.migrate()
+        done = service.run("serve", "--config", str(service.config_file))
+    assert done.returncode == 2
+    assert (
+        f"error: {which}: cannot listen on {address}: the port is in use; "
+        "stop the other process or choose another port" in done.stderr
+    )
+    assert audit_events(service) == []
+    assert not service.port_file.exists()
+
+
+def test_two_services_cannot_share_a_port(service: ServiceProcess, tmp_path: Path) -> None:
+    service.start()
+    second = ServiceProcess(
+        tmp_path / "second",
+        service.authority,
+        service.vault_address,
+        service.vault_ca_file,
+        service.role,
+        {"SERVER__LISTEN": f"127.0.0.1:{service.grpc_port}"},
+    )
+    second.migrate()
+    done = second.run("serve", "--config", str(second.config_file))
+    assert done.returncode == 2
+    assert "the port is in use" in done.stderr
+
+
+def test_configuration_with_an_unknown_field(service: ServiceProcess) -> None:
+    service.config_file.write_text(
+        service.config_file.read_text().replace("port_file", "prot_file")
+    )
+    for command in ("serve", "migrate", "check-config"):
+        done = service.run(command, "--config", str(service.config_file))
+        assert done.returncode == 2
+        assert done.stderr == (
+            f"error: {service.config_file}: server.prot_file: no such setting; remove it, "
+            "or correct its name\n"
+        )
+
+
+def test_environment_with_an_unknown_field(service: ServiceProcess) -> None:
+    service.settings["SERVER__LISTNE"] = "127.0.0.1:0"
+    done = service.run("check-config", "--config", str(service.config_file))
+    assert done.returncode == 2
+    assert "environment variable MODELKMS_SERVER__SERVER__LISTNE: no such setting" in done.stderr
+
+
+def test_database_that_was_never_migrated(service: ServiceProcess) -> None:
+    done = service.run("serve", "--config", str(service.config_file))
+    assert done.returncode == 2
+    assert "run `modelkms-server migrate`" in done.stderr
+
+
+def test_f02_no_start_without_tls(service: ServiceProcess) -> None:
+    (service.tls_folder / "key.pem").unlink()
+    service.migrate()
+    done = service.run("serve", "--config", str(service.config_file))
+    assert done.returncode == 2
+    assert "error: server.key_file: cannot read" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "policy",
+    ["", "permit (principal, action, resource", "permit (principal, action, resource);"],
+    ids=["none", "syntax error", "everyone"],
+)
+def test_f18_no_start_without_a_good_policy_set(service: ServiceProcess, policy: str) -> None:
+    service.migrate()
+    service.write_policies(policy)
+    done = service.run("serve", "--config", str(service.config_file))
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: policy.folder: ")
+
+
+def test_vault_away_is_not_ready_but_alive(service: ServiceProcess, tmp_path: Path) -> None:
+    nowhere = AppRoleFiles(tmp_path / "role-id", tmp_path / "secret-id")
+    nowhere.role_id_file.write_text("x")
+    nowhere.secret_id_file.write_text("x")
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        lonely = ServiceProcess(
+            tmp_path / "lonely",
+            service.authority,
+            f"https://127.0.0.1:{silent.getsockname()[1]}",
+            service.vault_ca_file,
+            nowhere,
+        )
+        try:
+            lonely.start()
+            with lonely.channel("admin/anna") as channel:
+                assert health(channel) == "NOT_SERVING"
+                assert health(channel, "modelkms_api.v1.KeyService") == "NOT_SERVING"
+                assert health(channel, "modelkms_api.v1.ModelService") == "SERVING"
+                models(channel).ListProjects(model_service_pb2.ListProjectsRequest())
+                with pytest.raises(grpc.RpcError) as caught:
+                    models(channel).CreateProject(
+                        model_service_pb2.CreateProjectRequest(project_id="demo"),
+                        timeout=TIMEOUT_S,
+                    )
+                told = refusal(caught.value)
+                assert (told.code, told.reason) == (
+                    grpc.StatusCode.UNAVAILABLE,
+                    "VAULT_UNAVAILABLE",
+                )
+            done = lonely.run("check-config", "--live", "--config", str(lonely.config_file))
+            assert done.returncode == 5
+            assert "VAULT_UNAVAILABLE" in done.stderr
+        finally:
+            assert lonely.stop() == 0
+
+
+def test_check_config_live(service: ServiceProcess) -> None:
+    service.migrate()
+    done = service.run("check-config", "--live", "--config", str(service.config_file))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("ok    ") == 8
+    (service.tls_folder / "ca.pem").write_text("")
+    done = service.run("check-config", "--live", "--config", str(service.config_file))
+    assert done.returncode == 2
+    assert "server.client_ca_file: holds no PEM certificate" in done.stderr
+
+
+@pytest.mark.parametrize("how", ["file watch", "SIGHUP"])
+def test_f18_policies_reload_and_a_bad_set_keeps_the_last_good(
+    service: ServiceProcess, how: str
+) -> None:
+    service.start()
+
+    def reload(text: str) -> None:
+        service.write_policies(text)
+        if how == "SIGHUP":
+            service.signal(signal.SIGHUP)
+
+    def may_see(channel: grpc.Channel) -> bool:
+        try:
+            models(channel).GetProject(
+                model_service_pb2.GetProjectRequest(name="projects/demo"), timeout=TIMEOUT_S
+            )
+        except grpc.RpcError as error:
+            if refusal(error).reason == "MODEL_NOT_FOUND_OR_DENIED":
+                return False
+            raise
+        return True
+
+    with service.channel("admin/anna") as admin, service.channel("guest/g") as guest:
+        models(admin).CreateProject(
+            model_service_pb2.CreateProjectRequest(project_id="demo"), timeout=TIMEOUT_S
+        )
+        assert not may_see(guest)
+        reload(
+            POLICY + '@id("guest") permit (principal, action == ModelKMS::Action::"GetProject",'
+            ' resource) when { principal.path like "/guest/*" };'
+        )
+        assert eventually(lambda: may_see(guest))
+        reload("permit (principal, action, resource")
+        assert eventually(lambda: "refused" in service.log)
+        assert may_see(guest)
+        reload(POLICY)
+        assert eventually(lambda: not may_see(guest))
+
+
+def test_f10_certificate_reload_without_restart(service: ServiceProcess) -> None:
+    service.start()
+    successor = TestAuthority(TRUST_DOMAIN)
+    successor.server().write(service.tls_folder)
+    with service.channel(successor.client("admin/anna")) as channel:
+        assert health(channel) == "SERVING"
+    with service.channel("admin/anna") as channel, pytest.raises(grpc.RpcError) as caught:
+        health(channel)
+    assert refusal(caught.value).code is grpc.StatusCode.UNAVAILABLE
+
+
+def test_version_and_help(service: ServiceProcess) -> None:
+    assert service.run("--version").stdout == "modelkms-server 0.1.0\n"
+    assert "serve" in service.run("--help").stdout
+    done = service.run("serve")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: Missing option '--config'")
+    assert "hint: " in done.stderr
