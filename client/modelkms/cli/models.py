@@ -124,7 +124,7 @@ def export(
         cli.progress() as progress,
         client.open(ref, progress=progress) as model,
     ):
-        model.export(folder)
+        model.export(folder, progress)
         files = model.files()
         version = model.version
     cli.answer(

@@ -54,21 +54,18 @@ def run(
     try:
         code = _run(cli, ref, program)
     except ModelKmsError as error:
-        code = error.exit_code if isinstance(error, _CommandUnusable) else OWN_FAILURE
+        told_apart = isinstance(error, CommandNotFound | CommandNotExecutable)
+        code = error.exit_code if told_apart else OWN_FAILURE
         write_error(error, as_json=cli.json, exit_code=code)
     raise typer.Exit(code)
 
 
-class _CommandUnusable(LocalError):
-    """The command was not found, or cannot be executed."""
-
-
-class CommandNotFound(_CommandUnusable):
+class CommandNotFound(LocalError):
     exit_code = NOT_FOUND
     default_reason = "COMMAND_NOT_FOUND"
 
 
-class CommandNotExecutable(_CommandUnusable):
+class CommandNotExecutable(LocalError):
     exit_code = NOT_EXECUTABLE
     default_reason = "COMMAND_NOT_EXECUTABLE"
 
@@ -100,7 +97,7 @@ def _open_and_run(cli: CommandLine, ref: str, program: Sequence[str], relay: Sig
 
 def _model_path(model: OpenedModel, materialized: Path) -> Path:
     """The file, if the model is one file; else its folder."""
-    if materialized.is_file() or not model.single_file:
+    if not model.single_file:
         return materialized
     (name,) = model.files()
     return materialized / name

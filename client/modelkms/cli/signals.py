@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _thread
 import enum
 import os
 import signal
@@ -20,7 +19,9 @@ RELAYED = (
     signal.SIGUSR1,
     signal.SIGUSR2,
 )
-_WAKE = signal.SIGURG  # ends the relay's wait; ignored by default, so a stray one does nothing
+# Among threads of ours only: wakes the main thread, whatever it waits for, and ends the relay's
+# wait. Ignored by default, so that a stray one does nothing.
+_WAKE = signal.SIGURG
 
 
 class Interrupted(BaseException):
@@ -54,19 +55,19 @@ class SignalRelay:
         # command too.
         self._signals = {number for number in RELAYED if signal.getsignal(number) != signal.SIG_IGN}
         self._mask: set[signal.Signals] = set()
-        self._handlers: dict[signal.Signals, object] = {}
+        self._handler_before: object = None
         self._lock = threading.Lock()
         self._phase = _Phase.BEFORE
+        self._interrupted_by: int | None = None
         self._process: _Process | None = None
         self._thread = threading.Thread(target=self._relay, name="signals", daemon=True)
 
     def __enter__(self) -> Self:
-        for number in self._signals:
-            # Never called by the system, for the signal is blocked; by interrupt_main only.
-            self._handlers[number] = signal.signal(number, _raise_interrupted)
+        self._handler_before = signal.signal(_WAKE, self._interrupt)
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {*self._signals, _WAKE})
         self._mask = {signal.Signals(number) for number in blocked}
         self._thread.start()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {_WAKE})  # here; the relay waits for it
         return self
 
     def __exit__(
@@ -83,18 +84,22 @@ class SignalRelay:
             while number in signal.sigpending():
                 signal.sigwait({number})
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal gave
+        signal.signal(_WAKE, self._handler_before)  # type: ignore[arg-type]  # what it gave
 
     def start(self, spawn: Callable[[set[signal.Signals]], int]) -> int:
         """Start the command by `spawn(signal mask it shall have)`, which gives its pid.
 
         No signal gets lost in between: the relay waits until the pid is known.
+
+        Raises:
+            Interrupted: one came before.
         """
         with self._lock:
+            if self._interrupted_by is not None:
+                raise Interrupted(self._interrupted_by)
+            self._phase = _Phase.RUNNING  # from here on nothing interrupts us
             pid = spawn(self._mask)
             self._process = _Process(pid)
-            self._phase = _Phase.RUNNING
         return pid
 
     def finish(self) -> None:
@@ -104,6 +109,11 @@ class SignalRelay:
             if self._process is not None:
                 self._process.close()
                 self._process = None
+
+    def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
+        """In the main thread, at the relay's bidding."""
+        if self._phase is _Phase.BEFORE and self._interrupted_by is not None:
+            raise Interrupted(self._interrupted_by)
 
     def _relay(self) -> None:
         waited = {*self._signals, _WAKE}
@@ -115,7 +125,8 @@ class SignalRelay:
                 if number == _WAKE:
                     continue
                 if self._phase is _Phase.BEFORE:
-                    _thread.interrupt_main(number)
+                    self._interrupted_by = number
+                    signal.pthread_kill(threading.main_thread().ident or 0, _WAKE)
                 elif self._process is not None and by_process:
                     self._process.send(number)
 
@@ -156,7 +167,3 @@ def _in_foreground() -> bool:
         return os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
     except (OSError, ValueError):
         return False
-
-
-def _raise_interrupted(number: int, _frame: FrameType | None) -> None:
-    raise Interrupted(number)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from modelkms.errors import (
     MemberNotFound,
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 PROJECT = "demo"
 NOW = datetime(2026, 11, 23, 8, 47, 55, tzinfo=UTC)
+PUBLISHER = "spiffe://example.org/publisher"
 READER = "spiffe://example.org/reader"
 
 
@@ -71,7 +72,7 @@ class FakeService:
             state="ENABLED",
             create_time=NOW,
             finalize_time=NOW,
-            publisher="spiffe://example.org/publisher",
+            publisher=PUBLISHER,
             pin=PinInfo(sum(map(len, files.values())), bytes(32), hashlib.sha256().digest()),
             aliases=(),
             artifact_id=f"{number:032x}",
@@ -93,12 +94,12 @@ class FakeOpenedModel:
     def files(self) -> list[str]:
         return sorted(self._contents)
 
-    def open(self, name: str | None = None) -> io.BufferedIOBase:
+    def open(self, name: str | None = None) -> io.BufferedReader:
         if name is None and self.single_file:
             (name,) = self._contents
         if name not in self._contents:
             raise MemberNotFound(f"{self.version.reference} has no file {name!a}")
-        return io.BytesIO(self._contents[name])
+        return io.BufferedReader(_Reader(self._contents[name]))
 
     @contextmanager
     def materialize(self) -> Iterator[Path]:
@@ -106,9 +107,9 @@ class FakeOpenedModel:
         with materialized(sizes, self._write) as folder:
             yield folder
 
-    def export(self, folder: Path) -> None:
-        folder.mkdir(exist_ok=True)
-        self._write(folder)
+    def export(self, folder: str | Path, progress: ProgressCallback | None = None) -> None:
+        Path(folder).mkdir(exist_ok=True)
+        self._write(Path(folder))
 
     def _write(self, folder: Path) -> None:
         for name, content in self._contents.items():
@@ -125,6 +126,19 @@ class FakeOpenedModel:
         trace: TracebackType | None,
     ) -> None:
         return
+
+
+class _Reader(io.RawIOBase):
+    """A raw stream over bytes."""
+
+    def __init__(self, content: bytes) -> None:
+        self._source = io.BytesIO(content)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        return self._source.readinto(buffer)
 
 
 class FakeClient:
