@@ -7,8 +7,14 @@ from __future__ import annotations
 import kms_service.rpc.tls_environment  # noqa: F401
 
 # isort: split
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
 import hypothesis
 import pytest
+
+from tests.support import vault_servers
+from tests.support.vault_servers import VaultRig
 
 # Wall-clock deadlines of single examples say more about the machine's load than about the code;
 # pytest-timeout bounds the test as a whole.
@@ -24,3 +30,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+@pytest.fixture(scope="session")
+def vault_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], VaultRig]]:
+    """`vault_of("openbao")` is a real server, set up; started at its first use by a worker."""
+    running: dict[str, VaultRig] = {}
+    with ExitStack() as stack:
+
+        def of(kind: str) -> VaultRig:
+            if kind not in running:
+                folder = tmp_path_factory.mktemp(kind)
+                running[kind] = stack.enter_context(vault_servers.running(kind, folder))
+            return running[kind]
+
+        yield of
