@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import logging
-import os
 import secrets
 import shutil
 import threading
@@ -17,35 +16,35 @@ from typing import BinaryIO, Self, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
 from modelkms_api import key_transport as layout
+from modelkms_api.v1.artifact_pb2 import PAYLOAD_KIND_FILE
 from modelkms_api.v1.key_service_pb2 import LeaseDataKeyRequest
 
 from modelkms import catalogue, convert
+from modelkms.artifact.reader import ArtifactReader, Expected
 from modelkms.download import Downloader, require_pin
 from modelkms.errors import (
     AnswerInvalid,
+    ArchiveRejected,
     ArtifactCorrupt,
     LeaseExpired,
     LeaseMaxTtl,
     LocalDiskFull,
-    MemberNotFound,
     ModelClosed,
     PathUnusable,
     UnavailableError,
-    UsageError,
 )
 from modelkms.folders import free_bytes, local_error
 from modelkms.key_transport import Binding, boottime_s
 from modelkms.materialize import materialized
-from modelkms.payload import Payload, open_payload, segments_authenticate
 from modelkms.secret import SecretBytes
 from modelkms.session import Session
-from modelkms.types import LeaseInfo, Progress, ProgressCallback, VersionInfo
+from modelkms.types import LeaseInfo, ProgressCallback, VersionInfo
 
 _log = logging.getLogger("modelkms")
 
 T = TypeVar("T")
 
-_COPY_BYTES = 1 << 20
+_BUFFER_BYTES = 64 << 10
 _RENEWED_AT = 2 / 3
 """Of the lease's time (DESIGN §6)."""
 
@@ -88,11 +87,11 @@ def open_model(
     #    fetched anew, once.
     source = _Source(downloader, version, data_key, progress)
     try:
-        payload = source.open()
+        copy = source.open()
     except BaseException:
         data_key.wipe()
         raise
-    return OpenedModel(session, source, payload, version, lease, data_key, sent_s, end_s)
+    return OpenedModel(session, source, copy, version, lease, data_key, sent_s, end_s)
 
 
 class OpenedModel:
@@ -111,7 +110,7 @@ class OpenedModel:
         self,
         session: Session,
         source: _Source,
-        payload: Payload,
+        copy: _Copy,
         version: VersionInfo,
         lease: LeaseInfo,
         data_key: SecretBytes,
@@ -123,35 +122,34 @@ class OpenedModel:
         self.lease = lease
         self._session = session
         self._source = source
-        self._payload = payload
+        self._copy = copy
         self._data_key = data_key
         self._lease_end_s = lease_end_s
         self._renew_at_s = leased_s + _RENEWED_AT * (lease_end_s - leased_s)
-        self._retired: list[Payload] = []
+        self._retired: list[_Copy] = []
         self._lock = threading.RLock()
         self._closed = False
 
     @property
     def single_file(self) -> bool:
         """Whether the model was pushed as one file, not as a folder."""
-        return self._payload.single_file
+        return self._copy.reader.header.payload_kind == PAYLOAD_KIND_FILE
 
     def files(self) -> list[str]:
         """Names of the files, sorted; `/` between folders. One name for a single-file model."""
         self._require_open()
-        return self._payload.files()
+        return self._copy.reader.files()
 
     def read(self, name: str | None = None) -> bytes:
         """The whole content of a file; of the only one if `name` is None.
 
         Raises:
-            MemberNotFound: no such file. UsageError: no name given, and there are several.
+            MemberNotFound: no such file, or no name is given and there are several.
             ArtifactCorrupt: it does not authenticate; no byte of it is handed out.
             LeaseExpired: the lease has ended and could not be renewed.
         """
         self._begin()
-        chosen = self._chosen(name)
-        return self._with_fresh_copy(lambda payload: payload.read(chosen))
+        return self._with_fresh_copy(lambda reader: reader.read(name))
 
     def open(self, name: str | None = None) -> io.BufferedReader:
         """A file as a binary stream: seekable, read-only. Each read decrypts what it needs.
@@ -160,8 +158,8 @@ class OpenedModel:
             authenticate, and ModelClosed after `close`.
         """
         self._begin()
-        chosen = self._chosen(name)
-        return self._with_fresh_copy(lambda payload: payload.open(chosen))
+        file = self._with_fresh_copy(lambda reader: reader.open(name))
+        return io.BufferedReader(file, _BUFFER_BYTES)
 
     @contextmanager
     def materialize(self) -> Iterator[Path]:
@@ -175,11 +173,11 @@ class OpenedModel:
             MemoryStorageMissing, LocalDiskError, CacheUnsafe, and as `read`.
         """
         self._begin()
-        sizes = {name: self._payload.size_bytes(name) for name in self._payload.files()}
-        with materialized(sizes, self._write_all) as folder:
+        sizes = self._copy.reader.sizes()
+        with materialized(sizes, self._extract_to) as folder:
             yield folder
 
-    def export(self, folder: str | Path, progress: ProgressCallback | None = None) -> None:
+    def export(self, folder: str | Path) -> None:
         """Write all files, decrypted, to disk: the one way by which plaintext leaves memory.
 
         `folder` appears whole or not at all.
@@ -191,16 +189,17 @@ class OpenedModel:
         self._begin()
         target = Path(folder).absolute()
         _require_new(target)
-        sizes = {name: self._payload.size_bytes(name) for name in self._payload.files()}
-        if (free := free_bytes(target.parent)) < sum(sizes.values()):
+        needed = sum(self._copy.reader.sizes().values())
+        if (free := free_bytes(target.parent)) < needed:
             raise LocalDiskFull(
-                f"the model has {sum(sizes.values()):,} bytes, {target.parent} has {free:,} free"
+                f"the model has {needed:,} bytes, {target.parent} has {free:,} free",
+                metadata={"needed_bytes": str(needed), "free_bytes": str(free)},
             )
         # Beside the target, so that the rename stays within one file system.
         partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
         try:
             partial.mkdir(mode=0o700)
-            self._write_all(partial, progress)
+            self._extract_to(partial)
             if target.is_dir():
                 target.rmdir()
             partial.rename(target)
@@ -236,8 +235,8 @@ class OpenedModel:
         with self._lock:
             if not self._closed:
                 self._closed = True
-                for payload in (self._payload, *self._retired):
-                    payload.close()
+                for copy in (self._copy, *self._retired):
+                    copy.close()
                 self._data_key.wipe()
 
     def __enter__(self) -> Self:
@@ -275,49 +274,34 @@ class OpenedModel:
         if self._closed:
             raise ModelClosed(f"{self.version.reference} was closed")
 
-    def _chosen(self, name: str | None) -> str:
-        names = self._payload.files()
-        if name is None:
-            if len(names) == 1:
-                return names[0]
-            raise UsageError(
-                f"{self.version.reference} has {len(names)} files; say which",
-                hint="files() lists them",
-            )
-        if name not in names:
-            raise MemberNotFound(
-                f"{self.version.reference} has no file {name!a}", hint="files() lists them"
-            )
-        return name
+    def _extract_to(self, folder: Path) -> None:
+        self._with_fresh_copy(lambda reader: reader.extract_to(folder))
 
-    def _with_fresh_copy(self, act: Callable[[Payload], T]) -> T:
+    def _with_fresh_copy(self, act: Callable[[ArtifactReader], T]) -> T:
         """Act; if the copy at hand is damaged, once more on one fetched anew (F53)."""
+        copy = self._copy
         try:
-            return act(self._payload)
+            return act(copy.reader)
         except ArtifactCorrupt:
             with self._lock:
                 self._require_open()
-                self._retired.append(self._payload)  # others may be reading from it
-                self._payload = self._source.open_anew()
-            return act(self._payload)
+                if copy is self._copy:  # else another thread has fetched it already
+                    self._retired.append(copy)  # others may be reading from it
+                    self._copy = self._source.open_anew()
+                copy = self._copy
+            return act(copy.reader)
 
-    def _write_all(self, folder: Path, progress: ProgressCallback | None = None) -> None:
-        """Write every file below `folder`, verified segment by segment before it is written."""
-        names = self._payload.files()
-        total = sum(self._payload.size_bytes(name) for name in names)
-        done = 0
-        for name in names:
-            path = folder.joinpath(*name.split("/"))
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with (
-                self._with_fresh_copy(lambda payload, name=name: payload.open(name)) as source,
-                path.open("xb", buffering=0, opener=_private) as target,
-            ):
-                while data := source.read(_COPY_BYTES):
-                    target.write(data)
-                    done += len(data)
-                    if progress is not None:
-                        progress(Progress("decrypt", done, total))
+
+class _Copy:
+    """A reader and the file it reads from."""
+
+    def __init__(self, reader: ArtifactReader, file: BinaryIO) -> None:
+        self.reader = reader
+        self._file = file
+
+    def close(self) -> None:
+        self.reader.close()
+        self._file.close()
 
 
 class _Source:
@@ -335,13 +319,13 @@ class _Source:
         self._data_key = data_key
         self._progress = progress
 
-    def open(self) -> Payload:
+    def open(self) -> _Copy:
         try:
             return self._open()
         except ArtifactCorrupt:
             return self.open_anew()
 
-    def open_anew(self) -> Payload:
+    def open_anew(self) -> _Copy:
         """
         Raises:
             ArtifactCorrupt: what the store has is damaged too.
@@ -350,16 +334,28 @@ class _Source:
         self._downloader.drop(self._version)
         return self._open()
 
-    def _open(self) -> Payload:
+    def _open(self) -> _Copy:
         file = self._downloader.open(self._version, self._progress, self._authenticates)
         try:
-            return open_payload(file, self._version, self._data_key)
+            return _Copy(self._read(file), file)
         except BaseException:
             file.close()
             raise
 
+    def _read(self, file: BinaryIO) -> ArtifactReader:
+        version = self._version
+        expected = Expected(version.name, version.uid, version.artifact_id, version.pin)
+        return ArtifactReader(file, self._data_key.reveal(), expected)
+
     def _authenticates(self, file: BinaryIO) -> bool:
-        return segments_authenticate(file, self._version, self._data_key)
+        try:
+            with self._read(file) as reader:
+                reader.verify()
+        except ArtifactCorrupt:
+            return False
+        except ArchiveRejected:
+            return True  # encrypted under the key, whatever it is
+        return True
 
 
 def _require_new(target: Path) -> None:
@@ -373,10 +369,6 @@ def _require_new(target: Path) -> None:
         raise PathUnusable(f"{target} cannot be used: {error.strerror}") from error
     if not empty:
         raise PathUnusable(f"{target} is not empty", hint="name a folder that is not there yet")
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
 
 
 def _seconds(duration: Duration) -> float:

@@ -132,7 +132,7 @@ class Profile(BaseModel):
         except ValidationError as error:
             raise ProfileInvalid(
                 f"the profile {path or '(from the environment)'} is invalid: {_told(error)}",
-                hint=f"the fields are {', '.join(sorted(Profile.model_fields.keys() - {'source'}))}",
+                hint=f"the fields are {', '.join(_settable())}",
             ) from None
 
     @property
@@ -234,11 +234,11 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _overrides(given: dict[str, object]) -> dict[str, Any]:
-    unknown = sorted(given.keys() - (Profile.model_fields.keys() - {"source"}))
+    unknown = sorted(given.keys() - set(_settable()))
     if unknown:
         raise ProfileInvalid(
             f"unknown setting: {', '.join(unknown)}",
-            hint=f"there are {', '.join(sorted(Profile.model_fields.keys() - {'source'}))}",
+            hint=f"there are {', '.join(_settable())}",
         )
     return _resolve(given, Profile, Path.cwd())
 
@@ -248,6 +248,10 @@ def _merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
     if isinstance(low.get("vault"), dict) and isinstance(high.get("vault"), dict):
         merged["vault"] = {**low["vault"], **high["vault"]}
     return merged
+
+
+def _settable() -> list[str]:
+    return sorted(Profile.model_fields.keys() - {"source"})
 
 
 def _has_port(endpoint: str) -> bool:
