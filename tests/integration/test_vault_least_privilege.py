@@ -135,12 +135,10 @@ def test_officer_makes_rotates_and_schedules(officer: Any) -> None:
     assert (state["latest_version"], state["auto_rotate_period"]) == (2, 8760 * 3600)
 
 
-def test_officer_uses_no_key(officer: Any, key: str) -> None:
+@pytest.mark.parametrize("operation", ["datakey/plaintext", "encrypt", "decrypt", "rewrap"])
+def test_officer_uses_no_key(officer: Any, key: str, operation: str) -> None:
     body = {"context": CONTEXT, "plaintext": "aGk=", "ciphertext": "vault:v1:aGk="}
-    for operation in ("datakey/plaintext", "encrypt", "decrypt", "rewrap"):
-        refused(
-            lambda operation=operation: officer.write_data(f"transit/{operation}/{key}", data=body)
-        )
+    refused(lambda: officer.write_data(f"transit/{operation}/{key}", data=body))
 
 
 def test_officer_exports_and_deletes_nothing(officer: Any, key: str) -> None:

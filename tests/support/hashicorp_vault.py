@@ -107,7 +107,13 @@ class HashicorpVault:
         )
         (folder / "raft").mkdir(exist_ok=True, mode=0o700)
         config = {
-            "storage": {"raft": {"path": str(folder / "raft"), "node_id": "tests"}},
+            "storage": {
+                "raft": {
+                    "path": str(folder / "raft"),
+                    "node_id": "tests",
+                    "performance_multiplier": "1",
+                }
+            },
             "listener": {
                 "tcp": {
                     "address": f"127.0.0.1:{self.port}",
