@@ -89,10 +89,12 @@ def claimed(folder: Path, key: str, source: str) -> Iterator[Spool]:
                 spool = Spool(slot)
                 if (spool.whole() or _nothing).source != source:
                     spool.clear()  # of another state of the source, or never finished
-                yield spool
-                if spool.whole() is None:
-                    spool.clear()
-                    slot.with_suffix(_LOCK).unlink(missing_ok=True)
+                try:
+                    yield spool
+                finally:
+                    if spool.whole() is None:
+                        spool.clear()
+                        slot.with_suffix(_LOCK).unlink(missing_ok=True)
                 return
     raise PushInProgress("too many pushes of this path to this model are running")
 
