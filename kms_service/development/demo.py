@@ -23,6 +23,7 @@ from kms_service.adapters.audit_log import read_records, verify
 from kms_service.development.stack import PROJECT, DevelopmentStack
 
 _WINDOW_BYTES = 32
+_WINDOWS_A_FILE = 64
 _WIDTH = 11
 
 
@@ -96,11 +97,13 @@ def open_as_reader(stack: DevelopmentStack, models: RealModels) -> None:
 def look_for_plaintext(stack: DevelopmentStack, models: RealModels) -> None:
     """Slide over every stored byte: no window of 32 plaintext bytes may be there."""
     sources = [models.onnx, *(path for path in models.package.rglob("*") if path.is_file())]
-    windows = {
-        content[at : at + _WINDOW_BYTES]
-        for content in (path.read_bytes() for path in sources)
-        for at in range(0, len(content) - _WINDOW_BYTES, 4096)
-    }
+    windows: set[bytes] = set()
+    for content in (path.read_bytes() for path in sources):
+        step = max(1, (len(content) - _WINDOW_BYTES) // _WINDOWS_A_FILE)
+        windows |= {
+            content[at : at + _WINDOW_BYTES]
+            for at in range(0, len(content) - _WINDOW_BYTES + 1, step)
+        }
     windows = {window for window in windows if len(set(window)) > _WINDOW_BYTES // 4}
     roots = (stack.paths.artifacts, stack.paths.root / "cache")
     stored = [path for root in roots for path in root.rglob("*") if path.is_file()]

@@ -80,6 +80,7 @@ class KeyServicer:
                 model=_model_or_version(request.model),
                 instance=conversion.instance(request.instance),
             )
+        self._metrics.leases_revoked.inc(revoked)
         return pb.RevokeLeasesResponse(revoked=revoked)
 
     def list_leases(self, request: pb.ListLeasesRequest, call: Call) -> pb.ListLeasesResponse:

@@ -87,6 +87,9 @@ class Metrics:
         self.leases_issued = self._counter(
             "modelkms_leases_issued_total", "Leases issued with their first key"
         )
+        self.leases_revoked = self._counter(
+            "modelkms_leases_revoked_total", "Live leases ended by RevokeLeases"
+        )
         self.leases_live = self._gauge("modelkms_leases_live", "Leases that have not ended")
         self.versions_expired = self._counter(
             "modelkms_versions_expired_total",
