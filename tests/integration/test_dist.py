@@ -48,7 +48,7 @@ def installed(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def server_with_extras(wheel: Path) -> str:
-    return f"modelkms-server[dev-stack,postgresql] @ {wheel.as_uri()}"
+    return f"modelkms-server[dev-stack] @ {wheel.as_uri()}"
 
 
 def wheel_files(dist: Path) -> dict[str, Path]:

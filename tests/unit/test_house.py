@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+import functools
+import importlib.metadata
 import os
 import re
 import socket
 import subprocess
 import sys
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -21,13 +24,18 @@ PROMISED_TARGETS = {
     *("setup", "demo", "test", "test-faults", "test-vault", "fuzz"),
     *("dist", "check", "bench", "protos", "dev", "clean"),
 }
+OUR_PACKAGES = {
+    "kms_service": "modelkms-server",
+    "modelkms": "modelkms",
+    "modelkms_api": "modelkms-api",
+}
 LOCKS = ("uv", "go", "development", "fuzz")
 
 # Written in two halves, so that this file does not hold what it looks for.
 PATHS_OF_A_MACHINE = [
     "/wo" + "rk/",
     "/ro" + "ot/",
-    "/ho" + "me/[a-z]+/",
+    "/ho" + "me/(?!ana/)[a-z]+/",  # Ana lives in the guides
     "/Us" + "ers/[a-z]+/",
 ]
 REGISTRY_HOSTS = [
@@ -140,6 +148,41 @@ def test_the_three_distributions_have_one_version_and_licence() -> None:
     assert f"## [{version}]" in changelog
 
 
+@pytest.mark.parametrize(
+    ("folder", "package"),
+    [(".", "kms_service"), ("client", "modelkms"), ("protos", "modelkms_api")],
+)
+def test_dependencies_are_those_that_are_imported(folder: str, package: str) -> None:
+    """Nothing undeclared is imported, nothing declared is idle (an extra counts as declared)."""
+    project = pyproject(folder)["project"]
+    required = {Requirement(line).name for line in project["dependencies"]}
+    extras = project.get("optional-dependencies", {}).values()
+    declared = required | {Requirement(line).name for extra in extras for line in extra}
+    providers = {
+        canonicalize_name(name)
+        for path in (REPOSITORY / folder / package).rglob("*.py")
+        for module in imported_modules(path)
+        if module.split(".")[0] not in sys.stdlib_module_names
+        for name in distributions_of(module)
+    }
+    assert providers - {OUR_PACKAGES[package]} - declared == set(), "imported, not declared"
+    assert required - providers == set(), "declared, not imported"
+
+
+def distributions_of(module: str) -> list[str]:
+    top = module.split(".")[0]
+    if top == "google":  # shared by several: told apart by the next part
+        shared = "protobuf" if module.startswith("google.protobuf") else "googleapis-common-protos"
+        return [shared]
+    return [OUR_PACKAGES[top]] if top in OUR_PACKAGES else installed_distributions()[top]
+
+
+@functools.cache
+def installed_distributions() -> Mapping[str, list[str]]:
+    """Names of distributions by the packages they provide; ours are editable and not listed."""
+    return importlib.metadata.packages_distributions()
+
+
 def pyproject(folder: str) -> dict[str, dict[str, dict[str, list[str]]]]:
     return tomllib.loads((REPOSITORY / folder / "pyproject.toml").read_text())
 
@@ -199,7 +242,6 @@ PRODUCTS: dict[str, str | tuple[str, ...]] = {
     "alembic": "adapters/database/",
     "cedarpy": "adapters/cedar",
     "hvac": ("adapters/vault", "development/openbao", "development/vault_setup"),
-    "obstore": "adapters/object_storage",
     "pysqlite3": "adapters/database/",
     "sqlalchemy": "adapters/database/",
 }
