@@ -1,11 +1,11 @@
 """Encrypted machine-learning models: publish, open, run.
 
-    import modelkms
+import modelkms
 
-    with modelkms.connect() as client:
-        client.push("model.onnx", "camera/face-detector")
-        with client.open("camera/face-detector") as model:
-            weights = model.read()
+with modelkms.connect() as client:
+    client.push("model.onnx", "camera/face-detector")
+    with client.open("camera/face-detector") as model:
+        weights = model.read()
 """
 
 from __future__ import annotations

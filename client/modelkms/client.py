@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Self
 from modelkms import catalogue, publish
 from modelkms.cache import ArtifactCache
 from modelkms.download import Downloader
-from modelkms.errors import ModelKmsError
+from modelkms.errors import IdentityError, ModelKmsError, ReferenceInvalid
+from modelkms.materialize import sweep
 from modelkms.opened import OpenedModel, open_model
 from modelkms.profile import Profile
 from modelkms.reference import Reference
@@ -27,6 +29,8 @@ from modelkms.types import (
     Pushed,
     VersionInfo,
 )
+
+_log = logging.getLogger("modelkms")
 
 
 def connect(profile: str | Path | None = None, **overrides: object) -> Client:
@@ -57,6 +61,7 @@ class Client:
         self._session = Session(profile)
         self._cache = ArtifactCache(profile.cache_folder / "artifacts", profile.cache_max_bytes)
         self._downloader = Downloader(self._session, self._cache)
+        _sweep()
 
     # --- publishing and opening -----------------------------------------------------------------
 
@@ -236,9 +241,7 @@ class Client:
         refusal = ""
         try:
             self.list_projects()
-        except ModelKmsError as error:
-            if error.exit_code != 4:
-                raise
+        except IdentityError as error:
             refusal = error.reason
         return self._session.identity.described(self.profile, refusal)
 
@@ -276,5 +279,19 @@ class Client:
         if lease and lease.startswith("projects/"):
             return catalogue.project_name(lease.split("/")[1]), ""
         if target is not None:
+            if target.alias is not None:
+                raise ReferenceInvalid(
+                    f"{target} is an alias; leases are of a version",
+                    hint="name the model, or a version of it",
+                )
             return catalogue.project_name(target.project), target.resource_name
         return self._project_name(project), ""
+
+
+def _sweep() -> None:
+    """Remove plaintext that killed processes left in memory-backed storage."""
+    try:
+        sweep()
+    except (ModelKmsError, OSError) as error:
+        # Whoever materializes meets the same, and there it counts.
+        _log.warning("leftovers in memory-backed storage could not be looked at: %s", error)

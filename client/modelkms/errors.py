@@ -375,7 +375,7 @@ class CacheUnsafe(LocalError):
     """A folder that others could write to, or that is not ours, would have to be trusted."""
 
     default_reason = "CACHE_UNSAFE"
-    default_hint = "set cache_dir in the profile to a folder of your own"
+    default_hint = "set cache_dir or state_dir in the profile to a folder of your own"
 
 
 class LocalDiskFull(LocalError):

@@ -9,6 +9,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -57,14 +58,33 @@ def open_model(
     progress: ProgressCallback | None,
 ) -> OpenedModel:
     """Lease the data key, get the artifact, open it. `name` is a resource name."""
-    # 1. One round trip gives version, key and link. Counted from before it was sent, so that no
-    #    clocks need agree: our end of the lease comes no later than the service's.
+    leased = _lease(session, name, attributes)
+    source = _Source(downloader, leased.version, leased.data_key, progress)
+    copy: _Copy | None = None
+    try:
+        copy = source.open()
+        if boottime_s() >= leased.renew_at_s:
+            # The download took most of the lease, or all of it; one that has ended cannot be
+            # renewed. The same version anew, whatever the reference means by now.
+            leased = leased.replaced_by(_lease(session, leased.version.name, attributes))
+    except BaseException:
+        if copy is not None:
+            copy.close()
+        leased.data_key.wipe()
+        raise
+    return OpenedModel(session, source, copy, leased)
+
+
+def _lease(session: Session, name: str, attributes: Mapping[str, str] | None) -> _Leased:
+    """One round trip for version and key."""
+    # Counted from before it was sent, so that no clocks need agree: our end of the lease comes no
+    # later than the service's.
     sent_s = boottime_s()
     offer = session.keys.offer()
     request = LeaseDataKeyRequest(name=name, attributes=attributes or {}, client_key=offer.message)
     answer = session.call(session.leases.LeaseDataKey, request)
 
-    # 2. What came must be what was asked for, and the key bound to all of it.
+    # What came must be what was asked for, and the key bound to all of it.
     version = catalogue.require_meant(name, convert.version(answer.version))
     lease = convert.lease(answer.lease)
     pin = require_pin(version)
@@ -81,17 +101,46 @@ def open_model(
         lease_duration=answer.lease_duration,
     )
     data_key = offer.open(answer.data_key, binding)
-    end_s = sent_s + _seconds(answer.lease_duration)
+    return _Leased(version, lease, data_key, sent_s, sent_s + _seconds(answer.lease_duration))
 
-    # 3. The ciphertext, from the cache or the store; a cached one that does not open is dropped and
-    #    fetched anew, once.
-    source = _Source(downloader, version, data_key, progress)
-    try:
-        copy = source.open()
-    except BaseException:
-        data_key.wipe()
-        raise
-    return OpenedModel(session, source, copy, version, lease, data_key, sent_s, end_s)
+
+@dataclass(frozen=True, slots=True)
+class _Leased:
+    """A key and for how long; times in seconds of `boottime_s`."""
+
+    version: VersionInfo
+    lease: LeaseInfo
+    data_key: SecretBytes
+    sent_s: float
+    end_s: float
+
+    @property
+    def renew_at_s(self) -> float:
+        return self.sent_s + _RENEWED_AT * (self.end_s - self.sent_s)
+
+    def replaced_by(self, later: _Leased) -> _Leased:
+        """The later lease, with the key that is in use; the other copy of it is wiped.
+
+        Raises:
+            AnswerInvalid: it is of another artifact.
+        """
+        later.data_key.wipe()
+        if (later.version.uid, later.version.pin) != (self.version.uid, self.version.pin):
+            raise AnswerInvalid("the service answered with another version than a moment ago")
+        return replace(later, data_key=self.data_key)
+
+    def renewed(self, lease: LeaseInfo, sent_s: float) -> _Leased:
+        """As `lease` says now. Its times are the service's: their difference needs no clock here.
+
+        Raises:
+            AnswerInvalid: it is another lease.
+        """
+        if lease.name != self.lease.name:
+            raise AnswerInvalid("the service renewed another lease than it was asked to")
+        if lease.expire_time is None or self.lease.expire_time is None:
+            return replace(self, lease=lease)
+        longer_s = (lease.expire_time - self.lease.expire_time).total_seconds()
+        return replace(self, lease=lease, sent_s=sent_s, end_s=self.end_s + max(longer_s, 0.0))
 
 
 class OpenedModel:
@@ -100,35 +149,26 @@ class OpenedModel:
     The lease bounds what is *begun*: it is renewed when something is begun in its last third, and
     once it has ended, files that are open stay readable and nothing new can be opened. Closing
     wipes this copy of the data key; files that were opened from it can then no longer be read.
-
-    Attributes:
-        version: what the reference meant.
-        lease: as it was issued, or last renewed.
     """
 
-    def __init__(
-        self,
-        session: Session,
-        source: _Source,
-        copy: _Copy,
-        version: VersionInfo,
-        lease: LeaseInfo,
-        data_key: SecretBytes,
-        leased_s: float,
-        lease_end_s: float,
-    ) -> None:
-        """`leased_s`, `lease_end_s`: seconds of `boottime_s`."""
-        self.version = version
-        self.lease = lease
+    def __init__(self, session: Session, source: _Source, copy: _Copy, leased: _Leased) -> None:
         self._session = session
         self._source = source
         self._copy = copy
-        self._data_key = data_key
-        self._lease_end_s = lease_end_s
-        self._renew_at_s = leased_s + _RENEWED_AT * (lease_end_s - leased_s)
         self._retired: list[_Copy] = []
+        self._leased = leased
         self._lock = threading.RLock()
         self._closed = False
+
+    @property
+    def version(self) -> VersionInfo:
+        """What the reference meant."""
+        return self._leased.version
+
+    @property
+    def lease(self) -> LeaseInfo:
+        """As it was issued, or last renewed."""
+        return self._leased.lease
 
     @property
     def single_file(self) -> bool:
@@ -220,14 +260,7 @@ class OpenedModel:
             self._require_open()
             sent_s = boottime_s()
             lease = catalogue.renew_lease(self._session, self.lease.name, ttl)
-            if lease.name != self.lease.name:
-                raise AnswerInvalid("the service renewed another lease than it was asked to")
-            # Both times are the service's, so their difference needs no clock of ours.
-            if lease.expire_time is not None and self.lease.expire_time is not None:
-                longer_s = (lease.expire_time - self.lease.expire_time).total_seconds()
-                self._lease_end_s += max(longer_s, 0.0)
-                self._renew_at_s = sent_s + _RENEWED_AT * (self._lease_end_s - sent_s)
-            self.lease = lease
+            self._leased = self._leased.renewed(lease, sent_s)
             return lease
 
     def close(self) -> None:
@@ -237,7 +270,7 @@ class OpenedModel:
                 self._closed = True
                 for copy in (self._copy, *self._retired):
                     copy.close()
-                self._data_key.wipe()
+                self._leased.data_key.wipe()
 
     def __enter__(self) -> Self:
         return self
@@ -260,9 +293,9 @@ class OpenedModel:
         with self._lock:
             self._require_open()
             now_s = boottime_s()
-            if now_s >= self._lease_end_s:
+            if now_s >= self._leased.end_s:
                 raise LeaseExpired(f"the lease of {self.version.reference} has ended")
-            if now_s < self._renew_at_s:
+            if now_s < self._leased.renew_at_s:
                 return
             try:
                 self.renew()

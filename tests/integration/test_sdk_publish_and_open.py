@@ -11,8 +11,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import modelkms
 import pytest
@@ -22,6 +24,7 @@ from modelkms.errors import (
     ArtifactCorrupt,
     ArtifactMismatch,
     CorruptError,
+    KeyAnswerInvalid,
     LeaseExpired,
     LeaseRevoked,
     LocalDiskFull,
@@ -41,8 +44,11 @@ from modelkms.key_transport import boottime_s
 from modelkms.session import Session
 from modelkms.types import Progress
 
+from kms_service.adapters.key_transport import HpkeKeyTransport
 from kms_service.domain import errors as service_errors
 from kms_service.domain.leases import LeaseBounds
+from kms_service.domain.ports import EncryptedDataKey
+from tests.support.certificates import uris
 from tests.support.sdk_world import SdkWorld, sdk_world
 from tests.unit.usecases.real_parts import migrated_database, open_store
 
@@ -182,7 +188,7 @@ def test_plaintext_and_keys_are_nowhere_on_disk(
     publisher.push(folder, "digits")
     with reader.open("digits") as model, model.materialize():
         model.read("Data/weights/weight.bin")
-        key = model._data_key.reveal()
+        key = model._leased.data_key.reveal()
         searched = 0
         for path in (service.folder).rglob("*"):
             if path.is_file() and "source" not in path.parts:
@@ -192,7 +198,7 @@ def test_plaintext_and_keys_are_nowhere_on_disk(
                 assert key not in content, path
                 assert key.hex().encode() not in content, path
         assert searched > 2 * 3 * SEGMENT  # store and cache were among it
-    assert model._data_key.reveal() == bytes(32)
+    assert model._leased.data_key.reveal() == bytes(32)
 
 
 def test_the_second_open_takes_the_ciphertext_from_the_cache(
@@ -315,6 +321,66 @@ def test_a_lease_bounds_what_is_begun(
         assert stream.read() == file.read_bytes()  # what is open stays open
 
 
+def test_a_download_that_outlasts_its_lease_opens_under_a_new_one(
+    service: SdkWorld,
+    publisher: modelkms.Client,
+    reader: modelkms.Client,
+    file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    publisher.push(file, "onnx")
+    file.write_bytes(b"two")
+    publisher.push(file, "onnx")
+    now, ahead = boottime_s(), 0.0
+    monkeypatch.setattr(opened_module, "boottime_s", lambda: now + ahead)
+
+    def slowly(progress: Progress) -> None:
+        nonlocal ahead
+        if progress.done_bytes == progress.total_bytes:
+            ahead = 2 * 3600.0
+            service.world.clock.advance(timedelta(hours=2))
+            publisher.promote("onnx@2")  # what was begun is not changed under way
+
+    with reader.open("onnx", progress=slowly) as model:
+        assert model.version.number == 1
+        assert len(model.read()) == len(CANARY) + 2 * SEGMENT
+        assert len(service.client("security").list_leases(show_ended=True)) == 2
+
+
+def test_f69_a_changed_key_answer_opens_nothing_and_is_not_retried(
+    service: SdkWorld,
+    publisher: modelkms.Client,
+    reader: modelkms.Client,
+    file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    publisher.push(file, "onnx")
+    real, answers = HpkeKeyTransport.encrypt, []
+
+    def change(transport: HpkeKeyTransport, *arguments: Any) -> EncryptedDataKey:
+        answer = real(transport, *arguments)
+        answers.append(answer)
+        flipped = bytes([answer.ciphertext[0] ^ 1]) + answer.ciphertext[1:]
+        return replace(answer, ciphertext=flipped)
+
+    def replay(transport: HpkeKeyTransport, *arguments: Any) -> EncryptedDataKey:
+        answers.append(real(transport, *arguments))
+        return answers[0]
+
+    for misbehave in (change, replay):
+        before = len(answers)
+        with monkeypatch.context() as patch:
+            patch.setattr(HpkeKeyTransport, "encrypt", misbehave)
+            with pytest.raises(KeyAnswerInvalid) as caught:
+                reader.open("onnx")
+            with pytest.raises(KeyAnswerInvalid):
+                publisher.push(file, "onnx")
+        assert len(answers) == before + 2
+        assert caught.value.exit_code == 6
+    assert not (service.folder / "home" / "reader" / "cache" / "artifacts").exists()
+    assert spooled(service) == []
+
+
 def test_closing_wipes_the_key_and_ends_reading(
     publisher: modelkms.Client, reader: modelkms.Client, file: Path
 ) -> None:
@@ -322,7 +388,7 @@ def test_closing_wipes_the_key_and_ends_reading(
     model = reader.open("onnx")
     model.close()
     model.close()
-    assert model._data_key.reveal() == bytes(32)
+    assert model._leased.data_key.reveal() == bytes(32)
     for act in (model.read, model.open, model.files):
         with pytest.raises(ModelClosed):
             act()
@@ -665,6 +731,16 @@ def test_whoami_tells_who_and_whether(service: SdkWorld, reader: modelkms.Client
     assert identity.as_dict()["not_after"]
 
 
+def test_whoami_tells_why_an_identity_is_refused(service: SdkWorld, tmp_path: Path) -> None:
+    two = uris("spiffe://test.example/a", "spiffe://test.example/b")
+    service.server.authority.issue(two).write(tmp_path / "two")
+    certificate, key = tmp_path / "two" / "certificate.pem", tmp_path / "two" / "key.pem"
+    client = service.client("reader", certificate_file=certificate, key_file=key)
+    identity = client.whoami()
+    assert (identity.spiffe_id, identity.accepted) == ("", False)
+    assert identity.refusal == "SPIFFE_ID_INVALID"
+
+
 def test_projects_are_created_once(service: SdkWorld) -> None:
     security = service.client("security")
     service.world.make_master_key("modelkms-second")
@@ -685,7 +761,7 @@ def test_nothing_secret_is_logged(
     publisher.push(file, "onnx")
     with reader.open("onnx") as model:
         model.read()
-        key = model._data_key.reveal()
+        key = model._leased.data_key.reveal()
     assert key.hex() not in caplog.text
     assert repr(key)[2:-1] not in caplog.text
     assert CANARY.decode() not in caplog.text
