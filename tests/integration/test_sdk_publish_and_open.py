@@ -489,13 +489,11 @@ def spooled(service: SdkWorld) -> list[str]:
 # --- pushes that break off (F50) -----------------------------------------------------------------
 
 
-def test_f50_a_push_that_broke_off_in_the_upload_goes_on_from_its_spool(
-    service: SdkWorld,
-    publisher: modelkms.Client,
-    reader: modelkms.Client,
-    file: Path,
-    monkeypatch: pytest.MonkeyPatch,
+def break_off(
+    service: SdkWorld, publisher: modelkms.Client, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A push whose upload cannot begin: its spool is whole."""
+
     def away(*_: object) -> None:
         raise service_errors.StorageUnavailable
 
@@ -503,6 +501,16 @@ def test_f50_a_push_that_broke_off_in_the_upload_goes_on_from_its_spool(
         patch.setattr(service.world.store.inner.__class__, "resume", away)
         with pytest.raises(StorageUnavailable):
             publisher.push(file, "onnx")
+
+
+def test_f50_a_push_that_broke_off_in_the_upload_goes_on_from_its_spool(
+    service: SdkWorld,
+    publisher: modelkms.Client,
+    reader: modelkms.Client,
+    file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    break_off(service, publisher, file, monkeypatch)
     assert spooled(service) == [".artifact", ".json", ".lock"]
     with pytest.raises(VersionNotFinalized):
         reader.open("onnx@1")
@@ -543,13 +551,7 @@ def test_f50_a_changed_source_begins_a_new_version(
     file: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def away(*_: object) -> None:
-        raise service_errors.StorageUnavailable
-
-    with monkeypatch.context() as patch:
-        patch.setattr(service.world.store.inner.__class__, "resume", away)
-        with pytest.raises(StorageUnavailable):
-            publisher.push(file, "onnx")
+    break_off(service, publisher, file, monkeypatch)
     file.write_bytes(b"another model")
     pushed = publisher.push(file, "onnx")
     assert (pushed.version.number, pushed.resumed) == (2, False)
