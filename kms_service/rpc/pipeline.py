@@ -70,9 +70,9 @@ class Pipeline:
                 with self._fair_share.turn(call.caller.principal.id):
                     answer = behaviour(request, call)
                 call.check()
+                call.succeeded()
             except Exception as error:
                 call.fail(error)
-            call.succeeded()
             return answer
 
         return handle
@@ -89,12 +89,12 @@ class Pipeline:
                 self._admit(call)
                 with self._fair_share.turn(call.caller.principal.id):
                     yield from behaviour(request, call)
+                call.succeeded()
             except GeneratorExit:  # the client went away: grpc drops this generator
                 call.ended("CANCELLED", "")
                 raise
             except Exception as error:
                 call.fail(error)
-            call.succeeded()
 
         return handle
 
@@ -109,9 +109,9 @@ class Pipeline:
             call = Call(method, context, metrics)
             try:
                 self._admit(call)
+                call.succeeded()
             except Exception as error:
                 call.fail(error)
-            call.succeeded()
             return behaviour(*args, **kwargs)
 
         return handle
@@ -137,6 +137,7 @@ class Call:
         self.context = context
         self._caller: Caller | None = None
         self._metrics = metrics
+        self._ended = False
         self._started = time.perf_counter()
         metrics.in_flight.inc()
 
@@ -164,19 +165,28 @@ class Call:
 
     def fail(self, error: Exception) -> Never:
         """Ends the call with what the error table says."""
-        if isinstance(error, ServiceError):
-            status = self._declared(error)
-        elif isinstance(error, grpc.RpcError):
+        if isinstance(error, grpc.RpcError):
             # Reading the request stream failed: the client went away. grpc knows it already.
             self.ended("CANCELLED", "")
             raise error
-        else:
-            self.ended("INTERNAL", INTERNAL_REASON)
-            _log.error("rpc_internal_error", exc_info=error, **self._fields())
-            status = internal_status(self.id)
-        self.context.abort_with_status(status)
+        status = internal_status(self.id)
+        try:
+            status = self._told(error)
+        finally:
+            # Even if telling fails: what escapes from here, grpc would send with its text.
+            self.context.abort_with_status(status)
+
+    def _told(self, error: Exception) -> grpc.Status:
+        if isinstance(error, ServiceError):
+            return self._declared(error)
+        self.ended("INTERNAL", INTERNAL_REASON)
+        _log.error("rpc_internal_error", exc_info=error, **self._fields())
+        return internal_status(self.id)
 
     def ended(self, code: str, reason: str) -> None:
+        if self._ended:
+            return
+        self._ended = True
         self._metrics.in_flight.dec()
         self._metrics.observe(code, reason, time.perf_counter() - self._started)
 

@@ -73,7 +73,11 @@ def configure_logging(
 
 def get_logger(name: str) -> Logger:
     """A logger; `name` is the module's."""
-    logger: Logger = structlog.stdlib.get_logger(name)
+    # The wrapper is named here and not left to `configure_logging`: whoever builds a service
+    # without it (a test, a host program) has the same logger, over the standard library's.
+    logger: Logger = structlog.wrap_logger(
+        logging.getLogger(name), wrapper_class=structlog.stdlib.BoundLogger
+    )
     return logger
 
 

@@ -9,6 +9,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,16 @@ from modelkms_api.v1 import (
     master_key_service_pb2_grpc,
     model_service_pb2,
     model_service_pb2_grpc,
+    resources_pb2,
 )
 
+from kms_service.__main__ import main
 from kms_service.bootstrap import build
 from kms_service.development.openbao import OpenBao
-from kms_service.development.vault_setup import AppRoleFiles, RoleFiles, set_up
+from kms_service.development.vault_setup import RoleFiles, set_up
 from kms_service.domain.errors import ConfigurationError
+from kms_service.live_checks import live_checks
+from kms_service.service import Service
 from tests.support.certificates import TestAuthority
 from tests.support.server import refusal
 from tests.support.service_process import POLICY, TRUST_DOMAIN, ServiceProcess
@@ -72,6 +77,12 @@ def models(channel: grpc.Channel) -> model_service_pb2_grpc.ModelServiceStub:
     return model_service_pb2_grpc.ModelServiceStub(channel)
 
 
+def create_project(channel: grpc.Channel, project: str = "demo") -> resources_pb2.Project:
+    return models(channel).CreateProject(
+        model_service_pb2.CreateProjectRequest(project_id=project), timeout=TIMEOUT_S
+    )
+
+
 def health(channel: grpc.Channel, name: str = "") -> str:
     stub: Any = health_pb2_grpc.HealthStub(channel)
     answer = stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=TIMEOUT_S)
@@ -102,11 +113,27 @@ def refused_start(service: ServiceProcess) -> str:
 
 
 def started(service: ServiceProcess) -> None:
+    with serving(service):
+        pass
+
+
+@contextmanager
+def serving(service: ServiceProcess) -> Iterator[Service]:
+    """The service in this process, where a start costs milliseconds."""
     built = build(service.config())
     try:
         built.start()
+        service.grpc_port, service.metrics_port = built.grpc_port, built.metrics_port
+        yield built
     finally:
         built.stop(0)
+
+
+def metric(service: ServiceProcess, line: str) -> bool:
+    """Whether `/metrics` has this line."""
+    url = f"http://127.0.0.1:{service.metrics_port}/metrics"
+    with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:
+        return f"{line}\n" in answer.read().decode()
 
 
 def test_it_serves_end_to_end(service: ServiceProcess) -> None:
@@ -119,9 +146,7 @@ def test_it_serves_end_to_end(service: ServiceProcess) -> None:
             list(models(channel).ListProjects(model_service_pb2.ListProjectsRequest()).projects)
             == []
         )
-        made = models(channel).CreateProject(
-            model_service_pb2.CreateProjectRequest(project_id="demo"), timeout=TIMEOUT_S
-        )
+        made = create_project(channel)
         assert (made.name, made.master_key) == ("projects/demo", "modelkms-demo")
         key = master_key_service_pb2_grpc.MasterKeyServiceStub(channel).GetMasterKey(
             master_key_service_pb2.GetMasterKeyRequest(name="projects/demo/masterKey"),
@@ -129,9 +154,7 @@ def test_it_serves_end_to_end(service: ServiceProcess) -> None:
         )
         assert (key.vault_key, key.latest_version) == ("modelkms-demo", 1)
         with pytest.raises(grpc.RpcError) as caught:
-            models(channel).CreateProject(
-                model_service_pb2.CreateProjectRequest(project_id="none"), timeout=TIMEOUT_S
-            )
+            create_project(channel, "none")
         assert refusal(caught.value).reason == "MASTER_KEY_MISCONFIGURED"
     with service.channel("stranger") as channel, pytest.raises(grpc.RpcError) as caught:
         models(channel).GetProject(
@@ -156,9 +179,7 @@ def test_f64_sigterm_lets_calls_in_flight_end(service: ServiceProcess) -> None:
     service.start()
     ended: list[object] = []
     with service.channel("admin/anna") as channel, service.channel("admin/other") as other:
-        models(channel).CreateProject(
-            model_service_pb2.CreateProjectRequest(project_id="demo"), timeout=TIMEOUT_S
-        )
+        create_project(channel)
         version = _new_version(channel)
         release = threading.Event()
         artifacts = artifact_service_pb2_grpc.ArtifactServiceStub(channel)
@@ -219,9 +240,7 @@ def test_f64_what_does_not_end_in_the_grace_is_cancelled(service: ServiceProcess
     service.settings["SERVER__SHUTDOWN_GRACE_S"] = "0.5"
     service.start()
     with service.channel("admin/anna") as channel:
-        models(channel).CreateProject(
-            model_service_pb2.CreateProjectRequest(project_id="demo"), timeout=TIMEOUT_S
-        )
+        create_project(channel)
         version = _new_version(channel)
         never = threading.Event()
 
@@ -272,13 +291,9 @@ def test_two_services_cannot_share_a_port(service: ServiceProcess, tmp_path: Pat
         service.role,
     )
     second.migrate()
-    first = build(service.config())
-    try:
-        first.start()
+    with serving(service) as first:
         second.settings["SERVER__LISTEN"] = f"127.0.0.1:{first.grpc_port}"
         assert "the port is in use" in refused_start(second)
-    finally:
-        first.stop(0)
 
 
 def test_configuration_with_an_unknown_field(service: ServiceProcess) -> None:
@@ -322,108 +337,142 @@ def test_f18_no_start_without_a_good_policy_set(service: ServiceProcess, policy:
     assert refused_start(service).startswith("policy.folder: ")
 
 
-def test_vault_away_is_not_ready_but_alive(service: ServiceProcess, tmp_path: Path) -> None:
-    nowhere = AppRoleFiles(tmp_path / "role-id", tmp_path / "secret-id")
-    nowhere.role_id_file.write_text("x")
-    nowhere.secret_id_file.write_text("x")
+def test_vault_away_is_not_ready_but_alive(service: ServiceProcess) -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
-        lonely = ServiceProcess(
-            tmp_path / "lonely",
-            service.authority,
-            f"https://127.0.0.1:{silent.getsockname()[1]}",
-            service.vault_ca_file,
-            nowhere,
-        )
-        try:
-            lonely.start()
-            with lonely.channel("admin/anna") as channel:
-                assert health(channel) == "NOT_SERVING"
-                assert health(channel, "modelkms_api.v1.KeyService") == "NOT_SERVING"
-                assert health(channel, "modelkms_api.v1.ModelService") == "SERVING"
-                models(channel).ListProjects(model_service_pb2.ListProjectsRequest())
-                with pytest.raises(grpc.RpcError) as caught:
-                    models(channel).CreateProject(
-                        model_service_pb2.CreateProjectRequest(project_id="demo"),
-                        timeout=TIMEOUT_S,
-                    )
-                told = refusal(caught.value)
-                assert (told.code, told.reason) == (
-                    grpc.StatusCode.UNAVAILABLE,
-                    "VAULT_UNAVAILABLE",
-                )
-            done = lonely.run("check-config", "--live", "--config", str(lonely.config_file))
-            assert done.returncode == 5
-            assert "VAULT_UNAVAILABLE" in done.stderr
-        finally:
-            assert lonely.stop() == 0
+        service.settings["VAULT__ADDRESS"] = f"https://127.0.0.1:{silent.getsockname()[1]}"
+        service.migrate()
+        with serving(service), service.channel("admin/anna") as channel:
+            assert health(channel) == "NOT_SERVING"
+            assert health(channel, "modelkms_api.v1.KeyService") == "NOT_SERVING"
+            assert health(channel, "modelkms_api.v1.ModelService") == "SERVING"
+            models(channel).ListProjects(model_service_pb2.ListProjectsRequest())
+            with pytest.raises(grpc.RpcError) as caught:
+                create_project(channel)
+        told = refusal(caught.value)
+        assert (told.code, told.reason) == (grpc.StatusCode.UNAVAILABLE, "VAULT_UNAVAILABLE")
+        assert told.retry_after_s
+        done = service.run("check-config", "--live", "--config", str(service.config_file))
+    assert done.returncode == 5
+    assert "VAULT_UNAVAILABLE" in done.stderr
 
 
 def test_check_config_live(service: ServiceProcess) -> None:
     service.migrate()
-    done = service.run("check-config", "--live", "--config", str(service.config_file))
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("ok    ") == 8
+    for _, check in live_checks(service.config()):
+        check()
     (service.tls_folder / "ca.pem").write_text("")
-    done = service.run("check-config", "--live", "--config", str(service.config_file))
-    assert done.returncode == 2
-    assert "server.client_ca_file: holds no PEM certificate" in done.stderr
+    name, check = next(live_checks(service.config()))
+    with pytest.raises(ConfigurationError, match=r"server\.client_ca_file: holds no PEM"):
+        check()
+    assert name == "certificate, key and client CA"
 
 
-@pytest.mark.parametrize("how", ["file watch", "SIGHUP"])
-def test_f18_policies_reload_and_a_bad_set_keeps_the_last_good(
-    service: ServiceProcess, how: str
-) -> None:
-    service.start()
+GUEST = """
+@id("guest")
+permit (principal, action == ModelKMS::Action::"GetProject", resource)
+when { principal.path like "/guest/*" };
+"""
 
-    def reload(text: str) -> None:
-        service.write_policies(text)
-        if how == "SIGHUP":
-            service.signal(signal.SIGHUP)
 
-    def may_see(channel: grpc.Channel) -> bool:
-        try:
-            models(channel).GetProject(
-                model_service_pb2.GetProjectRequest(name="projects/demo"), timeout=TIMEOUT_S
-            )
-        except grpc.RpcError as error:
-            if refusal(error).reason == "MODEL_NOT_FOUND_OR_DENIED":
-                return False
-            raise
-        return True
-
-    with service.channel("admin/anna") as admin, service.channel("guest/g") as guest:
-        models(admin).CreateProject(
-            model_service_pb2.CreateProjectRequest(project_id="demo"), timeout=TIMEOUT_S
+def may_see(channel: grpc.Channel) -> bool:
+    try:
+        models(channel).GetProject(
+            model_service_pb2.GetProjectRequest(name="projects/demo"), timeout=TIMEOUT_S
         )
+    except grpc.RpcError as error:
+        if refusal(error).reason == "MODEL_NOT_FOUND_OR_DENIED":
+            return False
+        raise
+    return True
+
+
+def test_f18_policies_reload_and_a_bad_set_keeps_the_last_good(service: ServiceProcess) -> None:
+    service.migrate()
+    with (
+        serving(service),
+        service.channel("admin/anna") as admin,
+        service.channel("guest/g") as guest,
+    ):
+        create_project(admin)
         assert not may_see(guest)
-        reload(
-            POLICY + '@id("guest") permit (principal, action == ModelKMS::Action::"GetProject",'
-            ' resource) when { principal.path like "/guest/*" };'
-        )
+        service.write_policies(POLICY + GUEST)
         assert eventually(lambda: may_see(guest))
-        reload("permit (principal, action, resource")
-        assert eventually(lambda: "refused" in service.log)
+        assert metric(service, "modelkms_policies_current 1.0")
+        service.write_policies("permit (principal, action, resource")
+        assert eventually(lambda: metric(service, "modelkms_policies_current 0.0"))
         assert may_see(guest)
-        reload(POLICY)
+        service.write_policies(POLICY)
         assert eventually(lambda: not may_see(guest))
 
 
-def test_f10_certificate_reload_without_restart(service: ServiceProcess) -> None:
+def test_sighup_reads_the_policies_again(service: ServiceProcess) -> None:
     service.start()
-    successor = TestAuthority(TRUST_DOMAIN)
-    successor.server().write(service.tls_folder)
-    with service.channel(successor.client("admin/anna")) as channel:
+    service.signal(signal.SIGHUP)
+    assert eventually(lambda: "policies_reloaded" in service.log)
+    service.write_policies("permit (principal, action, resource")
+    service.signal(signal.SIGHUP)
+    assert eventually(lambda: "policy_reload_refused" in service.log)
+    with service.channel("admin/anna") as channel:
         assert health(channel) == "SERVING"
-    with service.channel("admin/anna") as channel, pytest.raises(grpc.RpcError) as caught:
-        health(channel)
+
+
+def test_f10_certificate_reload_without_restart(service: ServiceProcess) -> None:
+    service.migrate()
+    with serving(service):
+        successor = TestAuthority(TRUST_DOMAIN)
+        successor.server().write(service.tls_folder)
+        with service.channel(successor.client("admin/anna")) as channel:
+            assert health(channel) == "SERVING"
+        with service.channel("admin/anna") as channel, pytest.raises(grpc.RpcError) as caught:
+            health(channel)
     assert refusal(caught.value).code is grpc.StatusCode.UNAVAILABLE
 
 
-def test_version_and_help(service: ServiceProcess) -> None:
-    assert service.run("--version").stdout == "modelkms-server 0.1.0\n"
-    assert "serve" in service.run("--help").stdout
-    done = service.run("serve")
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: Missing option '--config'")
-    assert "hint: " in done.stderr
+def command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str
+) -> tuple[int, str, str]:
+    """`modelkms-server` in this process: exit code, standard output, standard error."""
+    monkeypatch.setattr("sys.argv", ["modelkms-server", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    told = capsys.readouterr()
+    assert isinstance(ended.value.code, int)
+    return ended.value.code, told.out, told.err
+
+
+def test_command_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert command(monkeypatch, capsys, "--version") == (0, "modelkms-server 0.1.0\n", "")
+    code, out, _ = command(monkeypatch, capsys, "--help")
+    assert code == 0
+    assert all(name in out for name in ("serve", "migrate", "check-config", "audit", "dev"))
+    code, _, told = command(monkeypatch, capsys, "serve")
+    assert code == 2
+    assert told.startswith("error: Missing option '--config'")
+    assert "hint: " in told
+    missing = str(tmp_path / "none")
+    code, _, told = command(monkeypatch, capsys, "check-config", "--config", missing)
+    assert code == 2
+    assert told == f"error: {missing}: cannot be read: No such file or directory; {GIVE}\n"
+
+
+GIVE = "give a file with --config"
+
+
+def test_audit_verify(
+    service: ServiceProcess, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service.migrate()
+    started(service)
+    folder = service.folder / "audit"
+    capsys.readouterr()
+    code, out, _ = command(monkeypatch, capsys, "audit", "verify", str(folder))
+    assert code == 0
+    assert out.startswith("whole to record 2")
+    (segment,) = [path for path in folder.iterdir() if path.stat().st_size]
+    segment.write_bytes(segment.read_bytes().replace(b"service_stopped", b"service_storred"))
+    code, _, told = command(monkeypatch, capsys, "audit", "verify", str(folder))
+    assert code == 6
+    assert told.startswith("error: record 2 ")

@@ -20,7 +20,7 @@ from kms_service.rpc.error_table import (
 )
 
 CLASSES = sorted(error_classes(), key=lambda cls: cls.__name__)
-CONCRETE = [cls for cls in CLASSES if hasattr(cls, "reason")]
+CONCRETE = [cls for cls in CLASSES if "reason" in vars(cls)]
 FAMILIES = [cls for cls in CLASSES if not hasattr(cls, "reason")]
 
 
