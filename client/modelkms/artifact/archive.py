@@ -284,7 +284,7 @@ def _members(directory: bytes, count: int) -> Iterator[Member]:
     names, at, before, end = Names(), 0, b"", 0
     for number in range(count):
         name, size_bytes, crc32 = _entry(directory, at, number)
-        if name <= before:
+        if number and name <= before:
             raise ArchiveRejected(f"member {number} of the model's archive is out of order")
         before = name
         text = _text(name, number)

@@ -279,6 +279,9 @@ class MemberFile(io.RawIOBase):
             self._position += len(data)
             return data
 
+    def write(self, _data: object, /) -> int:
+        raise io.UnsupportedOperation("not writable")
+
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         self._check_closed()
         with self._lock:
