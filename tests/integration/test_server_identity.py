@@ -6,6 +6,8 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from modelkms_api.v1 import model_service_pb2, model_service_pb2_grpc, resources
 
 from kms_service.domain.errors import ConfigurationError
 from kms_service.rpc.pipeline import Call
-from kms_service.rpc.server import ServerLimits
+from kms_service.rpc.server import ServerLimits, _accepts_tls_1_2
 from kms_service.rpc.tls import TlsFiles, load_tls_material
 from tests.support.certificates import Issued, TestAuthority, key_usage, uris
 from tests.support.server import TRUST_DOMAIN, Refusal, RunningServer, refusal, running_server
@@ -372,3 +374,21 @@ def test_f16_rejections_tell_only_their_reason(server: RunningServer) -> None:
     for secret in (canary, "BEGIN CERTIFICATE", "x509", "Traceback", "cryptography"):
         assert secret not in seen
     assert canary not in server.log.getvalue()
+
+
+@pytest.mark.parametrize("accepted", [True, False])
+def test_f11_the_start_finds_out_whether_tls_1_2_is_accepted(
+    tmp_path: Path, accepted: bool
+) -> None:
+    TestAuthority(TRUST_DOMAIN).server().write(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "certificate.pem", tmp_path / "key.pem")
+    context.minimum_version = ssl.TLSVersion.TLSv1_2 if accepted else ssl.TLSVersion.TLSv1_3
+
+    def answer_once(listener: socket.socket) -> None:
+        with listener.accept()[0] as connection, suppress(OSError):
+            context.wrap_socket(connection, server_side=True).close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as other:
+        other.submit(answer_once, listener)
+        assert _accepts_tls_1_2("127.0.0.1:0", listener.getsockname()[1]) is accepted
