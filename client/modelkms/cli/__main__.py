@@ -11,6 +11,7 @@ import typer
 
 from modelkms.cli import admin, doctor, identity, inspecting, leases, models, run, versions
 from modelkms.cli.common import (
+    SIGPIPE_EXIT_CODE,
     CommandLine,
     Connect,
     JsonOption,
@@ -26,7 +27,6 @@ _EPILOG = (
     "6 corrupt, 7 local (disk, memory, path), 8 wrong state; `run`: the command's own, "
     "125-127 for its own failures."
 )
-_SIGPIPE_EXIT_CODE = 128 + 13
 
 
 def main(argv: Sequence[str] | None = None, connect: Connect = connect) -> int:
@@ -42,16 +42,16 @@ def main(argv: Sequence[str] | None = None, connect: Connect = connect) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a locale without a letter must not end a command
             stream.reconfigure(errors="backslashreplace")
+    app = typer.main.get_command(_app())
     try:
-        code = _app()(args=arguments, prog_name="modelkms", standalone_mode=False, obj=command_line)
+        code = app.main(arguments, "modelkms", standalone_mode=False, obj=command_line)
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader of our output is gone (`modelkms ls | head`). Python's own flush at exit
-        # would complain once more: give it somewhere to write.
+        # Python's own flush at exit would complain once more: give it somewhere to write.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _SIGPIPE_EXIT_CODE
+        return SIGPIPE_EXIT_CODE
     except typer.TyperException as error:
-        return _usage(error, as_json)
+        return _usage(error, _command_path(app, arguments), as_json)
     except (typer.Abort, KeyboardInterrupt):
         return 130
     except Exception as error:
@@ -104,10 +104,8 @@ def _version(shown: bool) -> None:
         raise typer.Exit
 
 
-def _usage(error: typer.TyperException, as_json: bool) -> int:
+def _usage(error: typer.TyperException, path: str, as_json: bool) -> int:
     """What click finds wrong with the arguments, told as every other error is."""
-    ctx = getattr(error, "ctx", None)
-    path = ctx.command_path if ctx is not None else "modelkms"
     if type(error).__name__ == "NoArgsIsHelpError":
         sys.stderr.write(str(error) + "\n")
         return UsageError.exit_code
@@ -136,6 +134,20 @@ def _declared(error: Exception, verbose: bool) -> ModelKmsError:
         f"internal error ({type(error).__name__})",
         hint="this is a bug: run it again with --verbose and report what it tells",
     )
+
+
+def _command_path(app: object, arguments: list[str]) -> str:
+    """`modelkms alias set`: the command that the arguments lead to, as far as they do."""
+    path, node, words = "modelkms", app, iter(_before_dashes(arguments))
+    for word in words:
+        if word == "--profile":
+            next(words, None)
+        elif not word.startswith("-"):
+            node = getattr(node, "commands", {}).get(word)
+            if node is None:
+                break
+            path += f" {word}"
+    return path
 
 
 def _before_dashes(arguments: list[str]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from modelkms.cli.common import CommandLine, command
+from modelkms.cli.common import CommandLine, command, group
 from modelkms.cli.output import moment, span
 from modelkms.errors import UsageError
 
@@ -19,15 +19,11 @@ _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    admin = typer.Typer(name="admin", help="Projects and master keys.", no_args_is_help=True)
-    project = typer.Typer(name="project", help="Projects.", no_args_is_help=True)
+    admin = group("admin", "Projects and master keys.")
+    project = group("project", "Projects.")
     command(project, "create")(project_create)
     command(project, "list")(project_list)
-    master_key = typer.Typer(
-        name="master-key",
-        help="Master keys. create and rotate use your own Vault login ([vault] of the profile).",
-        no_args_is_help=True,
-    )
+    master_key = group("master-key", "Master keys. create and rotate use your own Vault login.")
     command(master_key, "create")(master_key_create)
     command(master_key, "rotate")(master_key_rotate)
     command(master_key, "status")(master_key_status)
@@ -37,7 +33,9 @@ def register(app: typer.Typer) -> None:
 
 
 def project_create(cli: CommandLine, project: Project) -> None:
-    """Create a project. Its master key must exist: admin master-key create makes it.
+    """Create a project.
+
+    Its master key must exist: modelkms admin master-key create makes it.
 
     Example: modelkms admin project create camera
     """
@@ -75,9 +73,10 @@ def master_key_create(
         ),
     ] = None,
 ) -> None:
-    """Create a project's master key in Vault, under your own Vault login.
+    """Create a project's master key in Vault.
 
-    One that exists already is left as it is, and refused if it is not as a master key must be.
+    Under your own Vault login. One that exists already is left as it is, and refused if it is
+    not as a master key must be.
 
     Example: modelkms admin master-key create camera --auto-rotate-period 90d
     """
@@ -94,9 +93,10 @@ def master_key_create(
 
 
 def master_key_rotate(cli: CommandLine, project: Project) -> None:
-    """Add a version to a project's master key, under your own Vault login.
+    """Add a version to a project's master key.
 
-    New data keys are wrapped under it; everything that exists still opens.
+    Under your own Vault login. New data keys are wrapped under it; everything that exists still
+    opens.
 
     Example: modelkms admin master-key rotate camera
     """
@@ -111,9 +111,10 @@ def master_key_rotate(cli: CommandLine, project: Project) -> None:
 
 
 def master_key_status(cli: CommandLine, project: Project) -> None:
-    """Tell the state of a project's master key, and how many data keys are under which version.
+    """Tell the state of a project's master key.
 
-    Asks the service: this needs no Vault login.
+    Its versions, and how many data keys are under which. Asks the service: this needs no Vault
+    login.
 
     Example: modelkms admin master-key status camera
     """

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from modelkms.types import ProgressCallback
 
 COMMON_OPTIONS = "Common options"
+SIGPIPE_EXIT_CODE = 128 + 13
+"""The reader of our output is gone (`modelkms ls | head`): as a program that SIGPIPE ends."""
 
 ProfileOption = Annotated[
     Optional[str],  # noqa: UP045 - typer shows `str | None` as a type of its own
@@ -135,7 +137,10 @@ def command(app: typer.Typer, name: str) -> Callable[[Callable[..., None]], Call
         ) -> None:
             command_line = ctx.ensure_object(CommandLine)
             command_line.merge(profile, json, verbose)
-            function(command_line, **own)
+            try:
+                function(command_line, **own)
+            except BrokenPipeError:  # typer would end with 1, as an internal error does
+                raise typer.Exit(SIGPIPE_EXIT_CODE) from None
 
         entry.__signature__ = _signature(function)  # type: ignore[attr-defined]  # inspect's protocol
         entry.__annotations__ = {
@@ -146,6 +151,22 @@ def command(app: typer.Typer, name: str) -> Callable[[Callable[..., None]], Call
         return function
 
     return register
+
+
+def group(name: str, help_text: str) -> typer.Typer:
+    """Commands under a name of their own; the common options may stand behind it too."""
+    made = typer.Typer(name=name, no_args_is_help=True)
+
+    def common(
+        ctx: typer.Context,
+        profile: ProfileOption = None,
+        json: JsonOption = False,
+        verbose: VerboseOption = False,
+    ) -> None:
+        ctx.ensure_object(CommandLine).merge(profile, json, verbose)
+
+    made.callback(help=help_text)(common)
+    return made
 
 
 def _signature(function: Callable[..., None]) -> inspect.Signature:

@@ -19,10 +19,11 @@ def register(app: typer.Typer) -> None:
 
 
 def doctor(cli: CommandLine) -> None:
-    """Check profile, identity, endpoint, TLS, clock, policy, storage; say what to do for each.
+    """Check everything on the way, and say what to do.
 
-    The exit code is 0 if nothing failed (warnings aside), else that of the first failure: later
-    ones often follow from it.
+    Profile, storage, identity, endpoint, TLS, clock, policy and, for officers, Vault. The exit
+    code is 0 if nothing failed (warnings aside), else that of the first failure: later ones
+    often follow from it.
 
     Example: modelkms doctor --profile reader
     """

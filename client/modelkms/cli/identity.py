@@ -15,7 +15,9 @@ def register(app: typer.Typer) -> None:
 
 
 def whoami(cli: CommandLine) -> None:
-    """Tell this client's identity, and whether the service takes it (exit code 4 if not).
+    """Tell who you are, and whether the service takes it.
+
+    The exit code is 4 if it does not.
 
     Example: modelkms whoami --profile publisher
     """

@@ -68,9 +68,10 @@ def inspect(
         bool, typer.Option("--pin", help="Also compute its digest, as the pin has it.")
     ] = False,
 ) -> None:
-    """Tell what an artifact's clear header says and how it is laid out. Needs no key, no service.
+    """Tell what an artifact says of itself, without a key.
 
-    Nothing of this is authenticated: only opening the model proves it.
+    Its clear header and its layout: neither key nor service is needed. Nothing of this is
+    authenticated: only opening the model proves it.
 
     Example: modelkms inspect artifact.mkms
     """

@@ -6,7 +6,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from modelkms.cli.common import CommandLine, ProjectOption, command
+from modelkms.cli.common import CommandLine, ProjectOption, command, group
 from modelkms.cli.output import moment
 from modelkms.errors import UsageError
 
@@ -22,7 +22,7 @@ ModelOption = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    lease = typer.Typer(name="lease", help="Who holds data keys.", no_args_is_help=True)
+    lease = group("lease", "Who holds data keys.")
     command(lease, "list")(lease_list)
     command(lease, "revoke")(lease_revoke)
     app.add_typer(lease)

@@ -82,7 +82,7 @@ def cat(
         bool, typer.Option("--force", help="Write to a terminal too: it may act on the bytes.")
     ] = False,
 ) -> None:
-    """Write a model's bytes, or those of one of its files, to stdout.
+    """Write a model, or one of its files, to stdout.
 
     Every byte written was verified; if something later does not verify, the exit code is 6 and
     what was written is incomplete. --json changes only how errors are told.
@@ -109,7 +109,9 @@ def export(
         bool, typer.Option("--plaintext", help="Required: the model is written in the clear.")
     ] = False,
 ) -> None:
-    """Write a model decrypted to a folder on disk, where it outlives its lease.
+    """Write a model, decrypted, to a folder on disk.
+
+    There it outlives its lease: whoever can read the folder has the model.
 
     Example: modelkms export camera/face-detector --plaintext ./face-detector
     """
@@ -124,7 +126,7 @@ def export(
         cli.progress() as progress,
         client.open(ref, progress=progress) as model,
     ):
-        model.export(folder, progress)
+        model.export(folder)
         files = model.files()
         version = model.version
     cli.answer(

@@ -39,10 +39,10 @@ def run(
     ref: Reference,
     program: Annotated[
         list[str],
-        typer.Argument(metavar="-- CMD …", help="{model} in it becomes the model's path."),
+        typer.Argument(metavar="CMD", help="Behind --. {model} in it becomes the model's path."),
     ],
 ) -> None:
-    """Run a command on a model that is decrypted to memory-backed storage only.
+    """Run a command on a model, decrypted in memory only.
 
     {model} in its arguments, and MODELKMS_MODEL_PATH in its environment, are the file if the
     model is one file, else the folder. It is gone when the command ends. Signals go to the

@@ -12,6 +12,7 @@ from modelkms.cli.common import (
     ProjectOption,
     VersionReference,
     command,
+    group,
 )
 from modelkms.cli.output import moment, size
 
@@ -26,7 +27,7 @@ def register(app: typer.Typer) -> None:
     command(app, "promote")(promote)
     command(app, "enable")(enable)
     command(app, "disable")(disable)
-    alias = typer.Typer(name="alias", help="Movable names of versions.", no_args_is_help=True)
+    alias = group("alias", "Movable names of versions.")
     command(alias, "set")(alias_set)
     command(alias, "list")(alias_list)
     app.add_typer(alias)
@@ -43,7 +44,7 @@ def ls(
     ] = None,
     project: ProjectOption = None,
 ) -> None:
-    """List models, the versions of a model, or the files of a version.
+    """List models, a model's versions, or a version's files.
 
     Example: modelkms ls camera/face-detector
     """

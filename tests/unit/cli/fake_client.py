@@ -107,7 +107,7 @@ class FakeOpenedModel:
         with materialized(sizes, self._write) as folder:
             yield folder
 
-    def export(self, folder: str | Path, progress: ProgressCallback | None = None) -> None:
+    def export(self, folder: str | Path) -> None:
         Path(folder).mkdir(exist_ok=True)
         self._write(Path(folder))
 

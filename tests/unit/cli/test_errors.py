@@ -106,6 +106,11 @@ def test_interrupted(cli: Cli, service: FakeService) -> None:
         (["alias", "set", "a"], "Missing argument 'ALIAS'", "modelkms alias set --help"),
         (["nonsense"], "No such command 'nonsense'", "modelkms --help"),
         (["ls", "--nonsense"], "No such option: --nonsense", "modelkms ls --help"),
+        (
+            ["--profile", "x", "alias", "--verbose", "set", "a"],
+            "Missing argument 'ALIAS'",
+            "modelkms alias set --help",
+        ),
         (["lease", "list", "--model"], "requires an argument", "modelkms lease list --help"),
     ],
 )
@@ -124,6 +129,7 @@ def test_usage(cli: Cli, arguments: list[str], told: str, hint: str) -> None:
 def test_usage_of_run_is_no_exit_code_of_the_command(cli: Cli) -> None:
     assert cli("run").code == 125
     assert cli("run", "file").code == 125
+    assert cli("--profile", "x", "run", "file", "--profile").code == 125
     assert cli("run", "file", "python", "-c", "pass").code == 125
 
 
