@@ -1,4 +1,4 @@
-"""Artifacts on their way over a real channel, to a store that misbehaves: F43, F45, F46, F51, F66."""
+"""Artifacts on their way to and from a store that misbehaves: F43, F45, F46, F51, F66."""
 
 from __future__ import annotations
 
