@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kms_service.domain.decisions import Action
-from kms_service.domain.errors import ArtifactMissing, InvalidField
+from kms_service.domain.errors import ArtifactCorrupt, ArtifactMissing, InvalidField
 from kms_service.domain.identity import Caller
 from kms_service.domain.names import VersionName
 from kms_service.domain.ports import ArtifactStore, Liveness
@@ -33,8 +33,11 @@ class ReadArtifact:
             ModelNotFoundOrDenied: missing, or not permitted.
             VersionNotFinalized, VersionDisabled, VersionDestroyScheduled, VersionDestroyed.
             InvalidField: the range begins beyond the end.
+            ArtifactMissing: the object is gone.
+            ArtifactCorrupt: the object is longer or shorter than its pin.
+            StorageUnavailable.
         Raises while iterated:
-            ArtifactMissing: the object is gone, or shorter than its pin.
+            ArtifactMissing: the object went away, or was cut, meanwhile.
             StorageUnavailable, DeadlineExceeded.
         """
         if offset_bytes < 0 or length_bytes < 0:
@@ -45,8 +48,16 @@ class ReadArtifact:
                 raise InvalidField("offset_bytes", "is beyond the end of the artifact")
             rest = pin.length_bytes - offset_bytes
             wanted = min(length_bytes or rest, rest)
+            self._require_whole(version.artifact_id, pin.length_bytes)
             permit.record(offset_bytes=offset_bytes, length_bytes=wanted)
         return self._chunks(version.artifact_id, offset_bytes, wanted, liveness)
+
+    def _require_whole(self, artifact_id: str, length_bytes: int) -> None:
+        stored = self._store.stored_bytes(artifact_id)
+        if stored is None:
+            raise ArtifactMissing
+        if stored != length_bytes:
+            raise ArtifactCorrupt
 
     def _chunks(
         self, artifact_id: str, offset_bytes: int, wanted: int, liveness: Liveness

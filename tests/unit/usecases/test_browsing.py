@@ -10,6 +10,7 @@ from kms_service.domain.audit import Outcome
 from kms_service.domain.catalogue import Project, VersionState
 from kms_service.domain.decisions import Action
 from kms_service.domain.errors import (
+    ArtifactCorrupt,
     ArtifactMissing,
     AuditUnavailable,
     DeadlineExceeded,
@@ -325,15 +326,31 @@ def test_f28_reading_stops_with_its_caller(stocked: World) -> None:
         next(chunks)
 
 
-def test_an_artifact_that_is_gone_or_cut_is_told(stocked: World) -> None:
+def test_an_artifact_that_is_gone_is_told(stocked: World) -> None:
     reader = stocked.reader()
     stored = stocked.version(V1)
     assert stored is not None
+    chunks = stocked.read_artifact(reader, V1, 0, 0, liveness=Waiting())
     stocked.store.inner.delete(stored.artifact_id)
     with pytest.raises(ArtifactMissing):
-        stocked.read(reader, V1)
-    with stocked.store.resume(stored.artifact_id, 0) as upload:
-        upload.append(b"short")
-        upload.commit()
+        next(chunks)
     with pytest.raises(ArtifactMissing):
+        stocked.read(reader, V1)
+    assert stocked.audit.outcomes()[-1] == ("ReadArtifact", Outcome.FAILED, "ARTIFACT_MISSING")
+
+
+@pytest.mark.parametrize("change", [-1, 1])
+def test_f45_an_artifact_longer_or_shorter_than_its_pin_is_not_served(
+    stocked: World, change: int
+) -> None:
+    reader = stocked.reader()
+    stored = stocked.version(V1)
+    assert stored is not None
+    assert stored.pin is not None
+    stocked.store.inner.delete(stored.artifact_id)
+    with stocked.store.resume(stored.artifact_id, 0) as upload:
+        upload.append(bytes(stored.pin.length_bytes + change))
+        upload.commit()
+    stocked.store.publish(stored.artifact_id)
+    with pytest.raises(ArtifactCorrupt):
         stocked.read(reader, V1)
