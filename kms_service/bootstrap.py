@@ -10,8 +10,10 @@ from datetime import timedelta
 
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
+from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import SERVICE_NAME as HEALTH
 from grpc_health.v1.health import HealthServicer
+from grpc_reflection.v1alpha import reflection_pb2
 from modelkms_api.v1 import (
     artifact_service_pb2,
     key_service_pb2,
@@ -78,6 +80,10 @@ _MODELS = model_service_pb2.DESCRIPTOR.services_by_name["ModelService"]
 _KEYS = key_service_pb2.DESCRIPTOR.services_by_name["KeyService"]
 _MASTER_KEYS = master_key_service_pb2.DESCRIPTOR.services_by_name["MasterKeyService"]
 _ARTIFACTS = artifact_service_pb2.DESCRIPTOR.services_by_name["ArtifactService"]
+_STANDARD = (
+    health_pb2.DESCRIPTOR.services_by_name["Health"],
+    reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"],
+)
 _SERVICES = (_MODELS, _KEYS, _MASTER_KEYS, _ARTIFACTS)
 
 
@@ -92,7 +98,9 @@ def build(config: Config) -> Service:
             machine cannot be used.
     """
     metrics = Metrics(
-        list(full_methods(_SERVICES)), [code.name for code in grpc.StatusCode], reasons()
+        list(full_methods((*_SERVICES, *_STANDARD))),
+        [code.name for code in grpc.StatusCode],
+        reasons(),
     )
     credentials = ReloadingCredentials(tls_files(config), metrics)
     adapters = _adapters(config, metrics)

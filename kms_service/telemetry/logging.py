@@ -19,9 +19,10 @@ from structlog.tracebacks import ExceptionDictTransformer
 from structlog.typing import ExcInfo, Processor
 
 Logger = structlog.stdlib.BoundLogger
-_SILENCED = {"grpc._server": logging.CRITICAL, "httpx": logging.WARNING}
+_SILENCED = {"grpc._server": logging.CRITICAL, "alembic": logging.WARNING}
 """Loggers of libraries and what of them is worth a line. `grpc._server` logs the text of every
-exception that reaches it; the pipeline has told it already, with an incident id."""
+exception that reaches it; the pipeline has told it already, with an incident id. `alembic` tells
+of itself at every probe of the database."""
 
 
 def configure_logging(
