@@ -7,6 +7,7 @@ import kms_service.rpc.tls_environment  # noqa: F401 - before anything imports g
 # isort: split
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
@@ -80,7 +81,7 @@ _MODELS = model_service_pb2.DESCRIPTOR.services_by_name["ModelService"]
 _KEYS = key_service_pb2.DESCRIPTOR.services_by_name["KeyService"]
 _MASTER_KEYS = master_key_service_pb2.DESCRIPTOR.services_by_name["MasterKeyService"]
 _ARTIFACTS = artifact_service_pb2.DESCRIPTOR.services_by_name["ArtifactService"]
-_STANDARD = (
+_STANDARD: tuple[Any, ...] = (  # their stubs name another descriptor class
     health_pb2.DESCRIPTOR.services_by_name["Health"],
     reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"],
 )
