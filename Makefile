@@ -115,6 +115,10 @@ check: setup ## ruff, mypy --strict, import-linter, buf lint and breaking, stubs
 	PYTHONPATH=. $(BIN)/lint-imports
 	cd protos && ../$(BIN)/buf lint
 	cd protos && ../$(BIN)/buf breaking --against ../$(PUBLISHED_API)
+	@$(MAKE) --no-print-directory check-stubs
+
+.PHONY: check-stubs
+check-stubs: setup
 	@stubs=$$(mktemp -d) && trap 'rm -rf "$$stubs"' EXIT && \
 		$(MAKE) --no-print-directory stubs STUBS="$$stubs" && \
 		cd protos && for file in modelkms_api/v1/*_pb2*; do \
