@@ -1,0 +1,3 @@
+module github.com/modelkms/modelkms/tests/interop
+
+go 1.26
