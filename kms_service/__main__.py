@@ -106,9 +106,17 @@ def dev(
     ] = "127.0.0.1:0",
 ) -> None:
     """A development stack: OpenBao, the service, a CA with identities. Ctrl-C stops all."""
-    from kms_service.development.stack import run
-
-    run(directory, listen=listen, metrics_listen=metrics_listen)
+    try:
+        from kms_service.development.process import ChildFailed
+        from kms_service.development.stack import run
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            f"the development stack needs {error.name}: pip install 'modelkms-server[dev-stack]'"
+        ) from error
+    try:
+        run(directory, listen=listen, metrics_listen=metrics_listen)
+    except ChildFailed as error:
+        _fail(str(error), None, INTERNAL)
 
 
 @app.callback(invoke_without_command=True)

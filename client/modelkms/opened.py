@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, Self, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
 from modelkms_api import key_transport as layout
@@ -40,6 +40,9 @@ from modelkms.materialize import materialized
 from modelkms.secret import SecretBytes
 from modelkms.session import Session
 from modelkms.types import LeaseInfo, ProgressCallback, VersionInfo
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 _log = logging.getLogger("modelkms")
 
@@ -198,8 +201,7 @@ class OpenedModel:
             authenticate, and ModelClosed after `close`.
         """
         self._begin()
-        file = self._with_fresh_copy(lambda reader: reader.open(name))
-        return io.BufferedReader(file, _BUFFER_BYTES)
+        return io.BufferedReader(_ModelFile(self._with_fresh_copy, name), _BUFFER_BYTES)
 
     @contextmanager
     def materialize(self) -> Iterator[Path]:
@@ -323,6 +325,48 @@ class OpenedModel:
                     self._copy = self._source.open_anew()
                 copy = self._copy
             return act(copy.reader)
+
+
+class _ModelFile(io.RawIOBase):
+    """A file of an opened model that outlives the copy it began on: should that turn out to be
+    damaged, it goes on in the one fetched anew, at the same place.
+    """
+
+    def __init__(
+        self, with_fresh_copy: Callable[[Callable[[ArtifactReader], int]], int], name: str | None
+    ) -> None:
+        super().__init__()
+        self._with_fresh_copy = with_fresh_copy
+        self._name = name
+        self._reader: ArtifactReader | None = None
+        self._file: io.RawIOBase | None = None
+        self._with_fresh_copy(lambda reader: self._at(reader).tell())  # the name must be there
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        def act(reader: ArtifactReader) -> int:
+            return self._at(reader).readinto(buffer) or 0
+
+        return self._with_fresh_copy(act)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._with_fresh_copy(lambda reader: self._at(reader).seek(offset, whence))
+
+    def tell(self) -> int:
+        return self._with_fresh_copy(lambda reader: self._at(reader).tell())
+
+    def _at(self, reader: ArtifactReader) -> io.RawIOBase:
+        if self._file is None or self._reader is not reader:
+            place = self._file.tell() if self._file is not None else 0
+            self._file = reader.open(self._name)
+            self._file.seek(place)
+            self._reader = reader
+        return self._file
 
 
 class _Copy:

@@ -24,6 +24,7 @@ from modelkms.officer import Officer
 from kms_service.development.authority import TRUST_DOMAIN, DevelopmentAuthority, write_private
 from kms_service.development.openbao import OpenBao, RoleFiles, VaultServer, set_up
 from kms_service.development.process import ChildProcess
+from kms_service.domain.errors import ConfigurationError
 
 IDENTITIES = ("developer", "publisher", "reader", "stranger", "security")
 DEFAULT_IDENTITY = "developer"
@@ -31,7 +32,7 @@ PROJECT = "demo"
 _START_TIMEOUT_S = 60.0
 
 
-class StackInUse(Exception):
+class StackInUse(ConfigurationError):
     """Another development stack holds the folder."""
 
 
@@ -240,6 +241,7 @@ class DevelopmentStack:
                 "key_file": key_file,
                 "project": PROJECT,
                 "cache_dir": self.paths.root / "cache" / identity,
+                "state_dir": self.paths.root / "state" / identity,
             }
             if identity == "security":
                 profile["vault"] = {

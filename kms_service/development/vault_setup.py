@@ -11,8 +11,8 @@ import hvac
 from kms_service.development.authority import write_private
 
 ROLES = ("service", "officer", "auditor")
-_TOKEN_TTL = "1h"
-_TOKEN_MAX_TTL = "24h"
+_LOGIN_TTL = "1h"
+_LOGIN_MAX_TTL = "24h"
 
 
 class VaultServer(Protocol):
@@ -91,8 +91,8 @@ def _make_role(client: Any, role: str, files: AppRoleFiles) -> None:
         name,
         token_policies=[name],
         token_no_default_policy=True,
-        token_ttl=_TOKEN_TTL,
-        token_max_ttl=_TOKEN_MAX_TTL,
+        token_ttl=_LOGIN_TTL,
+        token_max_ttl=_LOGIN_MAX_TTL,
     )
     role_id = client.auth.approle.read_role_id(name)["data"]["role_id"]
     secret_id = client.auth.approle.generate_secret_id(name)["data"]["secret_id"]
