@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Self
 
 RELAYED = (
@@ -70,12 +70,7 @@ class SignalRelay:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {_WAKE})  # here; the relay waits for it
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.finish()
         assert self._thread.ident is not None  # started by __enter__
         signal.pthread_kill(self._thread.ident, _WAKE)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.unit.cli.conftest import Cli
 from tests.unit.cli.fake_client import PUBLISHER, READER, FakeService, lease
+from tests.unit.cli.terminal import on_terminal
 
 
 @pytest.fixture
@@ -128,6 +130,16 @@ def test_cat(cli: Cli) -> None:
     assert cli("--json", "cat", "folder", "weights/a.bin").out == "1234"
     missing = cli("cat", "folder", "nothing")
     assert (missing.code, missing.out) == (3, "")
+
+
+def test_cat_refuses_a_terminal() -> None:
+    cat = [sys.executable, "-m", "tests.unit.cli.fake_cli", "cat", "file"]
+    with on_terminal(cat) as terminal:
+        assert terminal.finish() == 2
+        assert "error: stdout is a terminal" in terminal.told
+    with on_terminal([*cat, "--force"]) as terminal:
+        assert terminal.finish() == 0
+        assert terminal.told == "weights of one file"
 
 
 def test_prefetch(cli: Cli) -> None:

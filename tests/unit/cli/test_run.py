@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pty
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import pytest
 
 from tests.unit.cli.conftest import Cli
 from tests.unit.cli.fake_cli import FILE, FOLDER
+from tests.unit.cli.terminal import on_terminal
 
 _RUN = (sys.executable, "-m", "tests.unit.cli.fake_cli", "run")
 _SIGNALS = ["SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2"]
@@ -191,20 +191,11 @@ def test_a_signal_before_the_command_starts(name: str) -> None:
 def test_ctrl_c_reaches_the_command_once() -> None:
     """The terminal sends it to the whole foreground group: passing it on would double it."""
     command = [*_RUN, "file", "--", sys.executable, "-c", _LISTENER, "ready", "1"]
-    child, terminal = pty.fork()
-    if child == 0:
-        os.execv(command[0], command)
-    told = b""
-    with contextlib.suppress(OSError):  # a pty whose other end is gone: EIO
-        while b"ready" not in told:
-            told += os.read(terminal, 1024)
-        os.write(terminal, b"\x03")
-        while data := os.read(terminal, 1024):
-            told += data
-    _, status = os.waitpid(child, 0)
-    os.close(terminal)
-    assert told.count(b"got SIGINT") == 1, told
-    assert os.waitstatus_to_exitcode(status) == 41
+    with on_terminal(command) as terminal:
+        terminal.read_until("ready")
+        terminal.type(b"\x03")
+        assert terminal.finish() == 41
+        assert terminal.told.count("got SIGINT") == 1, terminal.told
 
 
 def test_what_was_ignored_stays_ignored() -> None:
