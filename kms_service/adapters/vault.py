@@ -7,9 +7,10 @@ import binascii
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NoReturn
 
-from kms_service.adapters.vault_session import Reply, SessionStatus, VaultSession
+from kms_service.adapters.vault_http import Reply
+from kms_service.adapters.vault_session import SessionStatus, VaultSession
 from kms_service.domain.catalogue import WrappedDataKey
 from kms_service.domain.errors import (
     KeyRecordCorrupt,
@@ -40,30 +41,28 @@ class VaultMasterKeys:
     def generate_data_key(
         self, master_key: str, context: bytes
     ) -> tuple[SecretBytes, WrappedDataKey]:
+        end = self._session.patience()
         # A key that is not derived ignores the context without a word, so what it wraps would be
         # bound to nothing: looked at before each new data key, not once.
-        self.describe(master_key)
-        reply = self._post("datakey/plaintext", master_key, {"context": _base64(context)})
+        self._describe(master_key, end)
+        reply = self._post("datakey/plaintext", master_key, {"context": _base64(context)}, end)
         if not reply.ok:
-            self.describe(master_key)
+            self._describe(master_key, end)
             raise VaultBadReply
         return _data_key(reply.data), _wrapped(reply.data)
 
     def unwrap(self, master_key: str, wrapped: WrappedDataKey, context: bytes) -> SecretBytes:
+        end = self._session.patience()
         if _version_of(wrapped.ciphertext) != wrapped.master_key_version:
             raise KeyRecordCorrupt
-        reply = self._post(
-            "decrypt", master_key, {"ciphertext": wrapped.ciphertext, "context": _base64(context)}
-        )
+        body = {"ciphertext": wrapped.ciphertext, "context": _base64(context)}
+        reply = self._post("decrypt", master_key, body, end)
         if not reply.ok:
-            self._explain_refusal(master_key, wrapped)
+            self._explain_refusal(master_key, wrapped, end)
         return _data_key(reply.data)
 
     def describe(self, master_key: str) -> MasterKeyState:
-        reply = self._session.call("GET", f"{self._mount}/keys/{master_key}")
-        if not reply.ok:
-            raise MasterKeyMisconfigured
-        return _state(reply.data)
+        return self._describe(master_key, self._session.patience())
 
     def probe(self) -> None:
         self._session.probe()
@@ -75,16 +74,22 @@ class VaultMasterKeys:
     def close(self) -> None:
         self._session.close()
 
-    def _post(self, operation: str, master_key: str, body: Mapping[str, str]) -> Reply:
-        return self._session.call("POST", f"{self._mount}/{operation}/{master_key}", body)
+    def _describe(self, master_key: str, end: float) -> MasterKeyState:
+        reply = self._session.call("GET", f"{self._mount}/keys/{master_key}", end=end)
+        if not reply.ok:
+            raise MasterKeyMisconfigured
+        return _state(master_key, reply.data)
 
-    def _explain_refusal(self, master_key: str, wrapped: WrappedDataKey) -> None:
+    def _post(self, operation: str, master_key: str, body: Mapping[str, str], end: float) -> Reply:
+        return self._session.call("POST", f"{self._mount}/{operation}/{master_key}", body, end=end)
+
+    def _explain_refusal(self, master_key: str, wrapped: WrappedDataKey, end: float) -> NoReturn:
         """Why decrypt was a 400: told by the key's own state, never by the message's text.
 
         Raises:
             MasterKeyMisconfigured, WrappingVersionUnusable, KeyRecordCorrupt: always one.
         """
-        state = self.describe(master_key)
+        state = self._describe(master_key, end)
         usable = range(state.min_decryption_version, state.latest_version + 1)
         if wrapped.master_key_version not in usable:
             raise WrappingVersionUnusable
@@ -115,11 +120,11 @@ def _version_of(ciphertext: str) -> int | None:
     return int(match[1]) if match is not None else None
 
 
-def _state(data: Mapping[str, Any]) -> MasterKeyState:
+def _state(master_key: str, data: Mapping[str, Any]) -> MasterKeyState:
     """
     Raises:
         MasterKeyMisconfigured: not a derived, unexportable aes256-gcm96 key.
-        VaultBadReply: not a transit key at all.
+        VaultBadReply: not the state of this key.
     """
     required = {
         "type": _KEY_TYPE,
@@ -129,17 +134,24 @@ def _state(data: Mapping[str, Any]) -> MasterKeyState:
     }
     if any(data.get(name) != value for name, value in required.items()):
         raise MasterKeyMisconfigured
+    # Equal contexts and data keys would show as equal ciphertexts; and OpenBao keeps a key that was
+    # deleted softly visible, but uses it no more.
+    if data.get("convergent_encryption") or data.get("soft_deleted"):
+        raise MasterKeyMisconfigured
     try:
         latest = int(data["latest_version"])
-        return MasterKeyState(
+        state = MasterKeyState(
             name=str(data["name"]),
             latest_version=latest,
             min_decryption_version=max(1, int(data["min_decryption_version"])),
             latest_version_create_time=datetime.fromtimestamp(data["keys"][str(latest)], UTC),
             auto_rotate_period=timedelta(seconds=int(data["auto_rotate_period"])) or None,
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, OSError) as error:
         raise VaultBadReply from error
+    if state.name != master_key or not 1 <= state.min_decryption_version <= latest:
+        raise VaultBadReply
+    return state
 
 
 def _base64(value: bytes) -> str:
