@@ -1,0 +1,47 @@
+"""`make bench`: print the tables and write them to tests/bench/RESULTS.md."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+from tests.bench import data_plane, leases
+from tests.bench.measure import describe_machine
+
+RESULTS = Path(__file__).with_name("RESULTS.md")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench")
+    parser.add_argument("--size-mib", type=int, default=1024, help="size of the model")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=8.0, help="length of a load run")
+    parser.add_argument("--no-write", action="store_true", help="only print")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="modelkms-bench-") as folder:
+        sections = [
+            data_plane.run(Path(folder), options.size_mib * 2**20, options.rounds),
+            leases.run(Path(folder), options.rounds, options.seconds),
+        ]
+    text = "\n\n".join([_head(), *sections]) + "\n"
+    sys.stdout.write(text)
+    if not options.no_write:
+        RESULTS.write_text(text)
+    return 0
+
+
+def _head() -> str:
+    today = datetime.now(UTC).date().isoformat()
+    return (
+        "# Benchmarks\n\n"
+        f"`make bench` on {today}: {describe_machine()}. Every row of a table comes from one run,\n"
+        "its candidates interleaved; the figure is the median, the ratio is throughput against\n"
+        "the row it names. Shared machines are noisy: ratios are worth more than seconds."
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,146 @@
+"""Leases a second of one pinned process, beside a bare echo over the same mTLS and pool."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import grpc
+import modelkms
+from google.protobuf.message import Message
+from modelkms.key_transport import KeyTransport
+from modelkms_api.v1 import key_service_pb2, key_service_pb2_grpc
+
+from kms_service.development.process import ChildProcess
+from kms_service.development.stack import PROJECT, DevelopmentStack
+from tests.bench.measure import table
+from tests.support.tools import go_tool
+
+_CALL = "modelkms_api.v1.KeyService.LeaseDataKey"
+_PROTOS = Path(__file__).parents[2] / "protos"
+_CONCURRENCY = 16
+_SERVER_CORE, _LOAD_CORE = 0, 1
+
+
+def run(folder: Path, rounds: int, seconds: float) -> str:
+    """The table as Markdown."""
+    ghz = go_tool("ghz")
+    with DevelopmentStack(folder / "stack") as stack:
+        _publish_small_model(stack, folder)
+        request = _lease_request()
+        answer = _lease(stack, request)
+        echo_port = folder / "echo.port"
+        (folder / "answer").write_bytes(answer.SerializeToString())
+        tls = stack.paths.service / "tls"
+        echo = ChildProcess(
+            "echo server",
+            [
+                *(sys.executable, "-m", "tests.bench.echo_server"),
+                *(str(tls / "certificate.pem"), str(tls / "key.pem")),
+                str(stack.paths.root / "authority" / "ca.pem"),
+                *(str(folder / "answer"), str(echo_port)),
+            ],
+            log_file=folder / "echo.log",
+        )
+        try:
+            echo.wait_until(echo_port.exists, 20)
+            for process in (echo, stack.service):
+                _pin(process.pid, _SERVER_CORE)
+            (folder / "request").write_bytes(request.SerializeToString())
+            ports = {"bare echo": int(echo_port.read_text()), "leases": stack.grpc_port}
+            results: dict[str, list[dict[str, float]]] = {name: [] for name in ports}
+            for _ in range(max(1, rounds - 2)):
+                for name, port in ports.items():
+                    results[name].append(_load(ghz, stack, port, folder / "request", seconds))
+        finally:
+            echo.stop(2)
+    return _report(results, seconds)
+
+
+def _publish_small_model(stack: DevelopmentStack, folder: Path) -> None:
+    source = folder / "weights.bin"
+    source.write_bytes(secrets.token_bytes(1 << 20))
+    with modelkms.connect(stack.paths.profile("publisher")) as publisher:
+        publisher.push(source, f"{PROJECT}/bench")
+
+
+def _lease_request() -> key_service_pb2.LeaseDataKeyRequest:
+    return key_service_pb2.LeaseDataKeyRequest(
+        name=f"projects/{PROJECT}/models/bench",
+        client_key=KeyTransport().offer().message,
+    )
+
+
+def _lease(stack: DevelopmentStack, request: key_service_pb2.LeaseDataKeyRequest) -> Message:
+    identity = stack.paths.root / "identities" / "reader"
+    credentials = grpc.ssl_channel_credentials(
+        (stack.paths.root / "authority" / "ca.pem").read_bytes(),
+        (identity / "key.pem").read_bytes(),
+        (identity / "certificate.pem").read_bytes(),
+    )
+    with grpc.secure_channel(f"localhost:{stack.grpc_port}", credentials) as channel:
+        return key_service_pb2_grpc.KeyServiceStub(channel).LeaseDataKey(request, timeout=10)
+
+
+def _load(
+    ghz: Path, stack: DevelopmentStack, port: int, request: Path, seconds: float
+) -> dict[str, float]:
+    identity = stack.paths.root / "identities" / "reader"
+    command = [
+        *(str(ghz), "--call", _CALL, "--import-paths", str(_PROTOS)),
+        *("--proto", str(_PROTOS / "modelkms_api/v1/key_service.proto")),
+        *("--cacert", str(stack.paths.root / "authority" / "ca.pem")),
+        *("--cert", str(identity / "certificate.pem"), "--key", str(identity / "key.pem")),
+        *("--binary-file", str(request), "-c", str(_CONCURRENCY), "--connections", "4"),
+        *("-z", f"{seconds}s", "--duration-stop", "wait", "-O", "json"),
+        f"localhost:{port}",
+    ]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        check=True,
+        preexec_fn=lambda: os.sched_setaffinity(0, {_LOAD_CORE}),
+    )
+    report = json.loads(done.stdout)
+    refused = {code: n for code, n in report["statusCodeDistribution"].items() if code != "OK"}
+    if refused:
+        raise RuntimeError(f"the load run was refused: {refused}")
+    percentiles = {entry["percentage"]: entry["latency"] for entry in report["latencyDistribution"]}
+    return {"rate": report["rps"], "p50": percentiles[50] / 1e6, "p99": percentiles[99] / 1e6}
+
+
+def _pin(pid: int, core: int) -> None:
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        os.sched_setaffinity(int(thread.name), {core})
+
+
+def _report(results: dict[str, list[dict[str, float]]], seconds: float) -> str:
+    medians = {
+        name: {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+        for name, runs in results.items()
+    }
+    base = medians["bare echo"]["rate"]
+    rows = [
+        (
+            name,
+            f"{value['rate']:,.0f}",
+            f"{value['p50']:.1f}",
+            f"{value['p99']:.1f}",
+            f"{value['rate'] / base:.2f}",
+        )
+        for name, value in medians.items()
+    ]
+    return (
+        f"## Leases a second\n\n"
+        f"One server process pinned to one core, ghz on the other, {_CONCURRENCY} concurrent\n"
+        f"requests over 4 mTLS connections, {seconds:.0f} s a run, {len(results['leases'])} runs "
+        "of each.\n"
+        "A lease here: identity, policy, unwrap in Vault, lease row, durable audit record, one\n"
+        "hybrid HPKE encryption an answer. Caches and sessions come with issue 5.\n\n"
+        + table(("candidate", "requests/s", "p50 ms", "p99 ms", "ratio to echo"), rows)
+    )
