@@ -13,6 +13,7 @@ import urllib.request
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +68,13 @@ class RealModels:
 def publish(stack: DevelopmentStack, models: RealModels) -> None:
     with connect(stack, "publisher") as publisher:
         for source, reference in ((models.package, "digits"), (models.onnx, "magika")):
-            pushed = publisher.push(source, f"{PROJECT}/{reference}")
+            version = publisher.push(source, f"{PROJECT}/{reference}").version
+            if version.pin is None:
+                raise DemoFailed("a pushed version has its pin")
             say(
                 "publisher",
-                f"pushed {PROJECT}/{reference}@{pushed.version.number}: {source.name}, "
-                f"{_plain_bytes(source):,} bytes, stored as {pushed.version.pin.length_bytes:,} "
+                f"pushed {PROJECT}/{reference}@{version.number}: {source.name}, "
+                f"{_plain_bytes(source):,} bytes, stored as {version.pin.length_bytes:,} "
                 "bytes of ciphertext",
             )
 
@@ -124,7 +127,7 @@ def refuse_the_stranger(stack: DevelopmentStack) -> None:
     with connect(stack, "stranger") as stranger:
         told = []
         for reference in ("magika", "no-such-model"):
-            error = refused(lambda name=reference: stranger.open(f"{PROJECT}/{name}"))
+            error = refused(partial(stranger.open, f"{PROJECT}/{reference}"))
             told.append(error.reason)
         require(told[0] == told[1], "missing and forbidden look alike")
         say("stranger", f"refused: {told[0]}; for a model that does not exist: {told[1]}")

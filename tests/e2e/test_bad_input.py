@@ -93,7 +93,7 @@ def test_pushed_but_never_finalized_is_not_openable(
     assert cli("reader").ok("cat", "demo/bad-killed").out == large.read_bytes()
 
 
-# --- artifacts that were tampered with ---------------------------------------------------------------
+# --- artifacts that were tampered with ------------------------------------------------------------
 
 
 @pytest.mark.parametrize("how", ["flipped", "cut", "appended", "swapped", "gone"])
@@ -161,7 +161,7 @@ def test_tampered_cache_is_fetched_anew(
     assert cli("reader").ok("cat", name).out == file_model.read_bytes()
 
 
-# --- identity ----------------------------------------------------------------------------------------------
+# --- identity -------------------------------------------------------------------------------------
 
 
 def test_wrong_ca(cli: As, stack: DevelopmentStack) -> None:
@@ -178,7 +178,7 @@ def test_no_profile(cli: As) -> None:
     )
 
 
-# --- outages -------------------------------------------------------------------------------------------------
+# --- outages --------------------------------------------------------------------------------------
 
 
 def test_service_killed_in_the_middle_of_a_push(
@@ -215,7 +215,7 @@ def test_vault_away_is_an_outage(cli: As, stack: DevelopmentStack, file_model: P
     _until(lambda: cli("reader").run("cat", "demo/bad-vault").code == 0, 40)
 
 
-# --- the service's own start ---------------------------------------------------------------------------------
+# --- the service's own start ----------------------------------------------------------------------
 
 
 def test_port_in_use(stack: DevelopmentStack, tmp_path: Path) -> None:
