@@ -7,6 +7,7 @@ from __future__ import annotations
 import kms_service.rpc.tls_environment  # noqa: F401
 
 # isort: split
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
@@ -15,6 +16,9 @@ import pytest
 
 from tests.support import vault_servers
 from tests.support.vault_servers import VaultRig
+
+# Read when onnxruntime is imported: official builds report their use to their vendor otherwise.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 # Wall-clock deadlines of single examples say more about the machine's load than about the code;
 # pytest-timeout bounds the test as a whole.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import shutil
 import sys
 import tempfile
@@ -35,6 +36,8 @@ class DemoFailed(Exception):
 def main() -> int:
     """Run the story in a temporary folder; 0 if every line held."""
     started = time.monotonic()
+    # onnxruntime's official builds report their use to their vendor once imported (its Privacy.md).
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     with _temporary_folder() as folder:
         say("ModelKMS", "real OpenBao, real service, real models; all in a temporary folder")
         with DevelopmentStack(folder / "stack") as stack:

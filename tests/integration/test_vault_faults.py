@@ -182,7 +182,7 @@ def test_f37_a_lost_reply_is_asked_for_again(vault: VaultRig) -> None:
 def test_f38_wrong_certificate(vault: VaultRig, tmp_path: Path) -> None:
     stranger = DevelopmentAuthority(tmp_path)
     session = VaultSession(replace(vault.settings(), ca_file=stranger.ca_file))
-    with pytest.raises(VaultUnavailable):
+    with pytest.raises(VaultBadReply):
         VaultMasterKeys(session, "transit").describe(KEY)
     session.close()
 

@@ -162,11 +162,15 @@ def test_dependencies_are_those_that_are_imported(folder: str, package: str) -> 
         canonicalize_name(name)
         for path in (REPOSITORY / folder / package).rglob("*.py")
         for module in imported_modules(path)
-        if module.split(".")[0] not in sys.stdlib_module_names
+        if module.split(".")[0] not in sys.stdlib_module_names | TYPING_ONLY
         for name in distributions_of(module)
     }
     assert providers - {OUR_PACKAGES[package]} - declared == set(), "imported, not declared"
     assert required - providers == set(), "declared, not imported"
+
+
+TYPING_ONLY = {"_typeshed"}
+"""Known to type checkers, imported by nobody (typeshed, "stdlib/_typeshed")."""
 
 
 def distributions_of(module: str) -> list[str]:

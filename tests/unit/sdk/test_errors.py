@@ -7,6 +7,7 @@ import pytest
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]  # no py.typed
 from modelkms import errors
+from modelkms.cli import run
 from modelkms.errors import ModelKmsError, all_errors
 from modelkms.rpc_errors import by_reason, from_rpc_error, is_bare
 
@@ -14,6 +15,7 @@ from kms_service.domain.errors import ServiceError
 
 FAMILIES = ModelKmsError.__subclasses__()
 NEVER_ON_THE_WIRE = {"CONFIGURATION_INVALID"}
+SHELL_CODES = {run.CommandNotExecutable: {126}, run.CommandNotFound: {127}}
 
 
 class Datum(NamedTuple):
@@ -69,7 +71,7 @@ def test_every_reason_of_the_service_has_a_class_here() -> None:
 @pytest.mark.parametrize("kind", list(all_errors()), ids=lambda kind: kind.__name__)
 def test_every_error_tells_reason_hint_and_exit_code(kind: type[ModelKmsError]) -> None:
     error = kind("it happened", metadata={"size": "1"})
-    assert error.exit_code in range(1, 9)
+    assert error.exit_code in SHELL_CODES.get(kind, range(1, 9))
     assert error.reason == error.reason.upper()
     assert str(error) == "it happened"
     assert error.as_dict() == {
