@@ -159,10 +159,12 @@ def test_f63_a_second_process_does_not_fork_the_chain(folder: Path) -> None:
 
 def test_f63_many_threads_one_chain(tmp_path: Path) -> None:
     log = open_log(tmp_path / "audit")
-    threads = [
-        threading.Thread(target=lambda: [log.append(record(n)) for n in range(20)])
-        for _ in range(8)
-    ]
+
+    def append_some() -> None:
+        for number in range(20):
+            log.append(record(number))
+
+    threads = [threading.Thread(target=append_some) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:

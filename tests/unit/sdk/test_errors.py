@@ -15,7 +15,10 @@ from kms_service.domain.errors import ServiceError
 
 FAMILIES = ModelKmsError.__subclasses__()
 NEVER_ON_THE_WIRE = {"CONFIGURATION_INVALID"}
-SHELL_CODES = {run.CommandNotExecutable: {126}, run.CommandNotFound: {127}}
+SHELL_CODES: dict[type[ModelKmsError], set[int]] = {
+    run.CommandNotExecutable: {126},
+    run.CommandNotFound: {127},
+}
 
 
 class Datum(NamedTuple):
