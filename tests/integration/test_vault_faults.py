@@ -32,7 +32,7 @@ from tests.support import vault_servers
 from tests.support.proxy import Proxy
 from tests.support.vault_servers import VaultRig
 
-pytestmark = pytest.mark.xdist_group("vault-faults")
+pytestmark = [pytest.mark.faults, pytest.mark.xdist_group("vault-faults")]
 
 CONTEXT = b"context"
 KEY = "modelkms-faults"
