@@ -75,6 +75,7 @@ _MARK_EVERY_S = 10.0
 _POLICIES_EVERY_S = 2.0
 _GAUGES_EVERY_S = 15.0
 _EXPIRE_EVERY_S = 300.0
+_SESSIONS_EVERY_S = 60.0
 _SHARE_OF_THREADS = 0.75
 
 _MODELS = model_service_pb2.DESCRIPTOR.services_by_name["ModelService"]
@@ -106,6 +107,11 @@ def build(config: Config) -> Service:
     credentials = ReloadingCredentials(tls_files(config), metrics)
     adapters = _adapters(config, metrics)
     _watch_vault(adapters.master_keys, metrics)
+    metrics.observe_gauge(
+        "modelkms_transport_sessions",
+        "Key transport sessions held: client keys whose next answer costs no HPKE",
+        lambda: float(adapters.transport.sessions),
+    )
     audit = _CountedAuditLog(adapters.audit, metrics)
     server = config.server
     limits = ServerLimits(
@@ -330,6 +336,7 @@ def _timers(
         Timer("clock-mark", _MARK_EVERY_S, adapters.clock.store_mark),
         Timer("policies", _POLICIES_EVERY_S, adapters.policy_reloader.load_if_changed),
         Timer("gauges", _GAUGES_EVERY_S, count_leases),
+        Timer("sessions", _SESSIONS_EVERY_S, adapters.transport.forget_ended_sessions),
         Timer("expire-pending", _EXPIRE_EVERY_S, lambda: metrics.versions_expired.inc(expire())),
     ]
 

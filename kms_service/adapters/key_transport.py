@@ -1,16 +1,16 @@
 """Key transport, the service's side (docs/spec/key-transport-v1.md): HPKE (RFC 9180), single shot,
-base mode, to an ephemeral key of the client."""
+base mode, to an ephemeral key of the client, once a session."""
 
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass
 from datetime import timedelta
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, MLKEM768X25519PublicKey, Suite
 from modelkms_api import key_transport as layout
 from modelkms_api.v1.key_transport_pb2 import (
@@ -20,6 +20,7 @@ from modelkms_api.v1.key_transport_pb2 import (
     KEY_TRANSPORT_SUITE_X25519_HKDF_SHA256_AES256GCM as CLASSIC,
 )
 
+from kms_service.adapters.key_transport_sessions import SessionTable
 from kms_service.domain.errors import RecipientKeyInvalid
 from kms_service.domain.ports import ClientKey, EncryptedDataKey, KeyAnswerBinding
 from kms_service.domain.secret import SecretBytes
@@ -41,11 +42,21 @@ _LOW_ORDER_U = frozenset(
 whatever the other side's key."""
 
 
-class HpkeKeyTransport:
-    """Encrypts each data key under a session secret of its own (key-transport-v1 §4, §5).
+def _boottime_s() -> float:
+    """Seconds that go on while the machine sleeps: a suspended service's sessions end too."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
-    Keeps nothing between calls. Safe to use from several threads.
+
+class HpkeKeyTransport:
+    """Encrypts data keys under the secret of a session with the client key (key-transport-v1 §4,
+    §5). Implements `domain.ports.KeyTransport`. Safe to use from several threads.
+
+    Args:
+        sessions: those of this process; they must not outlive it nor be shared with another.
     """
+
+    def __init__(self, sessions: SessionTable | None = None) -> None:
+        self._sessions = SessionTable(_boottime_s) if sessions is None else sessions
 
     def check(self, client_key: ClientKey) -> None:
         """
@@ -54,7 +65,9 @@ class HpkeKeyTransport:
                 encapsulation key (FIPS 203 §7.2) or a low-order point; a nonce not of 16 to 32
                 bytes.
         """
-        _recipient(client_key)
+        _check_nonce(client_key)
+        if not self._sessions.knows(client_key):
+            _recipient(client_key)
 
     def encrypt(
         self,
@@ -73,52 +86,57 @@ class HpkeKeyTransport:
             ValueError: `data_key` is not 32 bytes, or the binding's duration is not of whole
                 milliseconds: a defect of the caller.
         """
-        recipient = _recipient(client_key)
+        _check_nonce(client_key)
         if len(data_key) != layout.DATA_KEY_BYTES:
             raise ValueError("a data key has 32 bytes")
         if binding.lease_duration % _MILLISECOND:
             raise ValueError("a lease lasts whole milliseconds")
 
-        # A fresh secret encrypts exactly one data key, so no (key, nonce) pair can come twice;
-        # the nonce is random all the same, as it must be once sessions live longer.
-        session_id = os.urandom(layout.SESSION_ID_BYTES)
-        secret = bytearray(os.urandom(layout.SESSION_SECRET_BYTES))
-        nonce = os.urandom(layout.NONCE_BYTES)
-        try:
+        def encrypt_secret(session_id: bytes, secret: bytearray) -> bytes:
             # key-transport-v1 §4: the secret is bound to protocol, suite, principal, client key
             # and session.
-            encrypted_secret = recipient.suite.encrypt(
-                secret,
-                recipient.public_key,
-                info=layout.hpke_info(
-                    suite=client_key.suite,
-                    principal=principal,
-                    client_public_key=client_key.public_key,
-                    session_id=session_id,
-                ),
+            recipient = _recipient(client_key)
+            info = layout.hpke_info(
+                suite=client_key.suite,
+                principal=principal,
+                client_public_key=client_key.public_key,
+                session_id=session_id,
             )
-            # key-transport-v1 §5: the data key is bound to request, lease, version and pin.
-            ciphertext = AESGCM(secret).encrypt(
-                nonce,
-                data_key.reveal(),
-                layout.answer_aad(
-                    purpose=binding.purpose,
-                    request_nonce=client_key.request_nonce,
-                    lease=binding.lease,
-                    version_uid=binding.version_uid,
-                    pin=binding.pin,
-                    lease_duration_ms=binding.lease_duration // _MILLISECOND,
-                ),
-            )
-        finally:
-            secret[:] = bytes(len(secret))
+            return recipient.suite.encrypt(secret, recipient.public_key, info=info)
+
+        session = self._sessions.for_one_answer(principal, client_key, encrypt_secret)
+        # KT-10. Random, for replicas and threads count nothing together; KT-8 bounds how many
+        # there are under one secret, so that none comes twice.
+        nonce = os.urandom(layout.NONCE_BYTES)
+        # key-transport-v1 §5: the data key is bound to request, lease, version and pin.
+        ciphertext = session.cipher.encrypt(
+            nonce,
+            data_key.reveal(),
+            layout.answer_aad(
+                purpose=binding.purpose,
+                request_nonce=client_key.request_nonce,
+                lease=binding.lease,
+                version_uid=binding.version_uid,
+                pin=binding.pin,
+                lease_duration_ms=binding.lease_duration // _MILLISECOND,
+            ),
+        )
         return EncryptedDataKey(
             suite=client_key.suite,
-            session_id=session_id,
-            encrypted_secret=encrypted_secret,
+            session_id=session.session_id,
+            encrypted_secret=session.encrypted_secret,
             nonce=nonce,
             ciphertext=ciphertext,
         )
+
+    def forget_ended_sessions(self) -> None:
+        """Let go of secrets whose time is over. Called now and then."""
+        self._sessions.forget_ended()
+
+    @property
+    def sessions(self) -> int:
+        """How many there are, for metrics."""
+        return len(self._sessions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,10 +145,13 @@ class _Recipient:
     public_key: MLKEM768X25519PublicKey | X25519PublicKey
 
 
-def _recipient(client_key: ClientKey) -> _Recipient:
+def _check_nonce(client_key: ClientKey) -> None:
     nonce_bytes = len(client_key.request_nonce)
     if not layout.MIN_REQUEST_NONCE_BYTES <= nonce_bytes <= layout.MAX_REQUEST_NONCE_BYTES:
         raise RecipientKeyInvalid
+
+
+def _recipient(client_key: ClientKey) -> _Recipient:
     encoded = client_key.public_key
     try:
         if client_key.suite == HYBRID:

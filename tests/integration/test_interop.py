@@ -8,7 +8,7 @@ import json
 import os
 import random
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -25,6 +25,8 @@ from modelkms_api.v1.key_transport_pb2 import EncryptedDataKey, TransportSession
 from kms_service.adapters.key_transport import HpkeKeyTransport
 from kms_service.domain import ports
 from kms_service.domain.secret import SecretBytes
+from tests.support.sdk_world import SdkWorld, sdk_world
+from tests.support.server import TRUST_DOMAIN
 from tests.support.tools import go_binary, go_environment
 from tests.unit.artifact.helpers import (
     ARTIFACT_ID,
@@ -37,6 +39,7 @@ from tests.unit.artifact.helpers import (
     written,
     zip_of,
 )
+from tests.unit.usecases.real_parts import migrated_database
 
 MODULE = Path(__file__).parents[1] / "interop"
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "key-transport-v1.json").read_text())
@@ -291,3 +294,60 @@ def test_a_changed_answer_is_refused(interop: Interop) -> None:
                 place = place[parent]
             place[field] = change["value"]
             assert "error" in interop.ask("open-answer", changed), change
+
+
+# --- a whole client ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SdkWorld]:
+    folder = tmp_path_factory.mktemp("service")
+    with sdk_world(folder, migrated_database(tmp_path_factory.mktemp("template"))) as world:
+        yield world
+
+
+def wish(service: SdkWorld, who: str, name: str, **changes: object) -> Json:
+    profile = service.profile(who)
+    files = {key: str(profile[key]) for key in ("ca_file", "certificate_file", "key_file")}
+    return {
+        "endpoint": profile["endpoint"],
+        "principal": f"spiffe://{TRUST_DOMAIN}/{who}",
+        "name": f"projects/demo/models/{name}",
+        "suite": 1,
+        "leases": 1,
+        **files,
+        **changes,
+    }
+
+
+@pytest.mark.parametrize("suite", [1, 2])
+def test_a_client_in_go_opens_a_model_over_grpc(
+    interop: Interop, service: SdkWorld, suite: int, tmp_path: Path
+) -> None:
+    """Its own key pair, its own gRPC, its own reader; three leases in one session."""
+    files = {"weights.bin": random.Random(3).randbytes(700_000), "labels": b"cat\ndog\n"}
+    pushed = service.client("publisher").push(folder_of(tmp_path / "model", files), f"go-{suite}")
+
+    answer = interop.ask(
+        "open-model", wish(service, "reader", f"go-{suite}", suite=suite, leases=3)
+    )
+
+    assert answer["version"] == pushed.version.name
+    contents, leases, sessions = answer["contents"], answer["leases"], answer["sessions"]
+    assert isinstance(contents, dict)
+    assert isinstance(leases, list)
+    assert isinstance(sessions, list)
+    assert contents["files"] == digests(files)
+    assert (len(set(leases)), len(sessions)) == (3, 1)
+    issued = {info.name for info in service.client("security").list_leases(model=f"go-{suite}")}
+    assert set(leases) <= issued
+
+
+def test_a_client_in_go_is_refused_as_any_other(
+    interop: Interop, service: SdkWorld, tmp_path: Path
+) -> None:
+    service.client("publisher").push(folder_of(tmp_path / "model", {"a": b"x"}), "go-refused")
+    refused = interop.ask("open-model", wish(service, "stranger", "go-refused"))
+    assert refused["error"] == "GRPC_5"  # NOT_FOUND
+    lying = wish(service, "reader", "go-refused", principal=PRINCIPAL)
+    assert interop.ask("open-model", lying)["error"] == "KEY_ANSWER_INVALID"

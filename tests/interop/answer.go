@@ -83,6 +83,10 @@ func openAnswer(input io.Reader) (*opened, error) {
 	if !bytes.Equal(private.PublicKey().Bytes(), v.ClientKey.PublicKey) {
 		return nil, errors.New("the public key in wire form is not that of the private key")
 	}
+	return v.open(private)
+}
+
+func (v *vector) open(private hpke.PrivateKey) (*opened, error) {
 	// KT-9.
 	if len(v.Answer.SessionID) != 16 || len(v.Answer.Nonce) != 12 || len(v.Answer.Ciphertext) != 48 {
 		return nil, failure{"KEY_ANSWER_INVALID", "a part of the answer has a wrong length"}

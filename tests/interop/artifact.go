@@ -39,12 +39,16 @@ type fileDigest struct {
 	Sha256 hexBytes `json:"sha256"`
 }
 
-// readArtifact does what artifact-v1 §7 says, in its order.
 func readArtifact(input io.Reader) (*contents, error) {
 	var r request
 	if err := json.NewDecoder(input).Decode(&r); err != nil {
 		return nil, err
 	}
+	return r.read()
+}
+
+// read does what artifact-v1 §7 says, in its order.
+func (r *request) read() (*contents, error) {
 	file, err := os.Open(r.File)
 	if err != nil {
 		return nil, err

@@ -1,9 +1,11 @@
 // Command interop reads what ModelKMS writes, from its specifications alone and with nothing but
 // the Go standard library: artifacts (docs/spec/artifact-v1.md) and key answers
-// (docs/spec/key-transport-v1.md). It shares no code with the product.
+// (docs/spec/key-transport-v1.md); and is a whole client of the service: gRPC over net/http's
+// HTTP/2, protobuf by hand. It shares no code with the product.
 //
 //	interop open-answer   < vector.json
 //	interop read-artifact < request.json
+//	interop open-model    < profile.json
 //
 // Each prints one JSON document, or {"error": reason, "message": …} and exits 1.
 package main
@@ -17,7 +19,7 @@ import (
 
 func main() {
 	if len(os.Args) != 2 {
-		fmt.Fprintln(os.Stderr, "usage: interop open-answer|read-artifact")
+		fmt.Fprintln(os.Stderr, "usage: interop open-answer|read-artifact|open-model")
 		os.Exit(2)
 	}
 	var result any
@@ -27,6 +29,8 @@ func main() {
 		result, err = openAnswer(os.Stdin)
 	case "read-artifact":
 		result, err = readArtifact(os.Stdin)
+	case "open-model":
+		result, err = openModel(os.Stdin)
 	default:
 		fmt.Fprintf(os.Stderr, "no command %q\n", os.Args[1])
 		os.Exit(2)

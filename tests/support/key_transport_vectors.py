@@ -30,6 +30,7 @@ def main() -> None:
         _vector("lease, ML-KEM-768 + X25519", suite=1, purpose="lease", nonce_bytes=32),
         _vector("publish, ML-KEM-768 + X25519", suite=1, purpose="publish", nonce_bytes=16),
         _vector("publish, X25519", suite=2, purpose="publish", nonce_bytes=17),
+        *_one_session(("one session, first answer", "one session, second answer")),
     ]
     document = {"specification": "docs/spec/key-transport-v1.md", "vectors": vectors}
     sys.stdout.write(json.dumps(document, indent=2) + "\n")
@@ -39,8 +40,32 @@ def _fixed(label: str, length: int) -> bytes:
     return hashlib.shake_256(f"key-transport-v1 vector: {label}".encode()).digest(length)
 
 
-def _vector(name: str, *, suite: int, purpose: str, nonce_bytes: int) -> dict[str, Any]:
-    seed = _fixed(f"{name} private key", 32)
+def _one_session(names: tuple[str, str]) -> list[dict[str, Any]]:
+    """Two answers to one client key: their sessions are equal, nothing else is."""
+    transport = HpkeKeyTransport()
+    return [
+        _vector(
+            name,
+            suite=1,
+            purpose="lease",
+            nonce_bytes=32,
+            transport=transport,
+            key_label="one session",
+        )
+        for name in names
+    ]
+
+
+def _vector(
+    name: str,
+    *,
+    suite: int,
+    purpose: str,
+    nonce_bytes: int,
+    transport: HpkeKeyTransport | None = None,
+    key_label: str | None = None,
+) -> dict[str, Any]:
+    seed = _fixed(f"{key_label or name} private key", 32)
     key = opener.PrivateKey.from_seed(suite, seed)
     nonce = _fixed(f"{name} request nonce", nonce_bytes)
     data_key = _fixed(f"{name} data key", 32)
@@ -53,7 +78,7 @@ def _vector(name: str, *, suite: int, purpose: str, nonce_bytes: int) -> dict[st
     pin = opener.pin(5_000_000_000, _fixed("tag", 32), _fixed("digest", 32)) if leased else b""
     lease, duration_ms = (LEASE, 3_600_000) if leased else ("", 0)
 
-    answer = HpkeKeyTransport().encrypt(
+    answer = (transport or HpkeKeyTransport()).encrypt(
         SecretBytes(data_key),
         PRINCIPAL,
         ClientKey(suite, key.public_bytes, nonce),
