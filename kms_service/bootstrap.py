@@ -5,8 +5,10 @@ from __future__ import annotations
 import kms_service.rpc.tls_environment  # noqa: F401 - before anything imports grpc
 
 # isort: split
+import random
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import grpc
@@ -25,7 +27,8 @@ from modelkms_api.v1 import (
 from kms_service.adapters import database as sql
 from kms_service.adapters.audit_log import FileAuditLog
 from kms_service.adapters.cedar import CedarPolicyEngine
-from kms_service.adapters.clock import LogicalClock
+from kms_service.adapters.clock import LogicalClock, boottime_s
+from kms_service.adapters.data_key_cache import CacheResult, DataKeyCache
 from kms_service.adapters.key_transport import HpkeKeyTransport
 from kms_service.adapters.object_storage import LocalArtifactStore
 from kms_service.adapters.vault import VaultMasterKeys
@@ -106,7 +109,7 @@ def build(config: Config) -> Service:
     )
     credentials = ReloadingCredentials(tls_files(config), metrics)
     adapters = _adapters(config, metrics)
-    _watch_vault(adapters.master_keys, metrics)
+    _watch_vault(adapters, metrics)
     metrics.observe_gauge(
         "modelkms_transport_sessions",
         "Key transport sessions held: client keys whose next answer costs no HPKE",
@@ -143,6 +146,7 @@ def build(config: Config) -> Service:
             clock=adapters.clock,
             reload_policies=adapters.policy_reloader.load,
             closers=(
+                partial(adapters.data_keys.flush, "stop"),
                 adapters.clock.store_mark,
                 adapters.audit.close,
                 adapters.master_keys.close,
@@ -169,6 +173,7 @@ class Adapters:
     database: sql.SqlDatabase
     clock: LogicalClock
     master_keys: VaultMasterKeys
+    data_keys: DataKeyCache
     policy: CedarPolicyEngine
     policy_reloader: PolicyReloader
     audit: FileAuditLog
@@ -235,10 +240,12 @@ def _adapters(config: Config, metrics: Metrics) -> Adapters:
     policy, reloader = open_policy(config, metrics)
     database = open_database(config)
     clock = LogicalClock(database)
+    master_keys = open_vault(config)
     return Adapters(
         database=database,
         clock=clock,
-        master_keys=open_vault(config),
+        master_keys=master_keys,
+        data_keys=_data_key_cache(config, master_keys, metrics),
         policy=policy,
         policy_reloader=reloader,
         audit=FileAuditLog(config.audit.folder, clock.now),
@@ -278,7 +285,7 @@ def _servicers(
             lease_data_key=LeaseDataKey(
                 gate=gate,
                 database=database,
-                master_keys=keys,
+                master_keys=adapters.data_keys,
                 transport=transport,
                 store=store,
                 clock=clock,
@@ -302,7 +309,7 @@ def _readiness(health: HealthServicer, adapters: Adapters, metrics: Metrics) -> 
     everything = ("vault", "database")
     return Readiness(
         health,
-        {"vault": adapters.master_keys.probe, "database": adapters.database.probe},
+        {"vault": adapters.data_keys.probe, "database": adapters.database.probe},
         {
             OVERALL: everything,
             _KEYS.full_name: everything,
@@ -341,7 +348,21 @@ def _timers(
     ]
 
 
-def _watch_vault(master_keys: VaultMasterKeys, metrics: Metrics) -> None:
+def _data_key_cache(config: Config, master_keys: VaultMasterKeys, metrics: Metrics) -> DataKeyCache:
+    sources = {result: metrics.data_keys.labels(source=result.value) for result in CacheResult}
+    return DataKeyCache(
+        master_keys,
+        ttl=timedelta(seconds=config.vault.key_cache_ttl_s),
+        outage_grace=timedelta(seconds=config.vault.outage_grace_s),
+        max_keys=config.vault.key_cache_keys,
+        monotonic=boottime_s,
+        random=random.random,
+        count=lambda result: sources[result].inc(),
+    )
+
+
+def _watch_vault(adapters: Adapters, metrics: Metrics) -> None:
+    master_keys, data_keys = adapters.master_keys, adapters.data_keys
     metrics.observe_gauge(
         "modelkms_vault_token_ttl_seconds",
         "How long the service's Vault token still lasts; absent without one",
@@ -351,6 +372,16 @@ def _watch_vault(master_keys: VaultMasterKeys, metrics: Metrics) -> None:
         "modelkms_vault_breaker_open",
         "1 while calls to Vault are not even tried",
         lambda: float(master_keys.status().breaker_open),
+    )
+    metrics.observe_gauge(
+        "modelkms_cached_data_keys",
+        "Unwrapped data keys in memory",
+        lambda: float(len(data_keys)),
+    )
+    metrics.observe_gauge(
+        "modelkms_vault_outage_grace_in_use",
+        "1 while keys are issued from memory only because Vault is unreachable",
+        lambda: float(data_keys.outage),
     )
 
 

@@ -132,6 +132,12 @@ class VaultSection(_Section):
     """A token kept fresh by somebody else (Vault Agent); read anew when refused."""
     request_timeout_s: float = Field(default=2.0, gt=0, le=60)
     connections: int = Field(default=16, ge=1, le=256)
+    key_cache_ttl_s: float = Field(default=60.0, ge=0, le=300)
+    """How long an unwrapped data key is kept in memory while Vault answers; 0 asks each time."""
+    key_cache_keys: int = Field(default=10_000, ge=1, le=1_000_000)
+    outage_grace_s: float = Field(default=60.0, ge=0, le=900)
+    """How much longer while Vault cannot be reached. A sealed Vault, or one that refuses the
+    service, never counts as that: it flushes all keys."""
 
     @model_validator(mode="after")
     def _one_login(self) -> Self:

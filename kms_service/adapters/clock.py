@@ -8,6 +8,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 
+def boottime_s() -> float:
+    """Seconds that nobody can set, and that go on while the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 class MarkStore(Protocol):
     """Where the high-water mark outlives the process."""
 
@@ -32,7 +37,7 @@ class LogicalClock:
         marks: MarkStore,
         *,
         wall: Callable[[], datetime] = lambda: datetime.now(UTC),
-        boottime: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
+        boottime: Callable[[], float] = boottime_s,
     ) -> None:
         self._marks = marks
         self._boottime = boottime

@@ -4,7 +4,6 @@ base mode, to an ephemeral key of the client, once a session."""
 from __future__ import annotations
 
 import os
-import time
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -20,6 +19,7 @@ from modelkms_api.v1.key_transport_pb2 import (
     KEY_TRANSPORT_SUITE_X25519_HKDF_SHA256_AES256GCM as CLASSIC,
 )
 
+from kms_service.adapters.clock import boottime_s
 from kms_service.adapters.key_transport_sessions import SessionTable
 from kms_service.domain.errors import RecipientKeyInvalid
 from kms_service.domain.ports import ClientKey, EncryptedDataKey, KeyAnswerBinding
@@ -42,11 +42,6 @@ _LOW_ORDER_U = frozenset(
 whatever the other side's key."""
 
 
-def _boottime_s() -> float:
-    """Seconds that go on while the machine sleeps: a suspended service's sessions end too."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
 class HpkeKeyTransport:
     """Encrypts data keys under the secret of a session with the client key (key-transport-v1 §4,
     §5). Implements `domain.ports.KeyTransport`. Safe to use from several threads.
@@ -56,7 +51,7 @@ class HpkeKeyTransport:
     """
 
     def __init__(self, sessions: SessionTable | None = None) -> None:
-        self._sessions = SessionTable(_boottime_s) if sessions is None else sessions
+        self._sessions = SessionTable(boottime_s) if sessions is None else sessions
 
     def check(self, client_key: ClientKey) -> None:
         """

@@ -91,6 +91,13 @@ class MasterKeys(Protocol):
         """
 
 
+class Unwrapping(Protocol):
+    """The one thing that leasing wants of master keys."""
+
+    def unwrap(self, master_key: str, wrapped: WrappedDataKey, context: bytes) -> SecretBytes:
+        """As `MasterKeys.unwrap`; the caller's own copy, to be wiped."""
+
+
 # --- state (database) -----------------------------------------------------------------------------
 
 

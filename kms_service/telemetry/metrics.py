@@ -101,6 +101,14 @@ class Metrics:
         self.audit_failures = self._counter(
             "modelkms_audit_failures_total", "Audit records that could not be made durable"
         )
+        self.data_keys = Counter(
+            "modelkms_data_keys_unwrapped_total",
+            "Data keys given to leases, by where they came from",
+            ("source",),
+            registry=self.registry,
+        )
+        for source in ("hit", "miss", "shared", "outage"):
+            self.data_keys.labels(source=source)
         self.policy_loads = Counter(
             "modelkms_policy_loads_total",
             "Policy sets read, by whether they took effect",

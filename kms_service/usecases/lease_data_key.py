@@ -32,7 +32,7 @@ from kms_service.domain.ports import (
     KeyAnswerBinding,
     KeyTransport,
     Liveness,
-    MasterKeys,
+    Unwrapping,
 )
 from kms_service.domain.secret import SecretBytes
 from kms_service.usecases.answers import LeasedDataKey, LeaseView, VersionView
@@ -48,7 +48,7 @@ class LeaseDataKey:
         *,
         gate: Gate,
         database: Database,
-        master_keys: MasterKeys,
+        master_keys: Unwrapping,
         transport: KeyTransport,
         store: ArtifactStore,
         clock: Clock,

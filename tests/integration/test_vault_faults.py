@@ -9,13 +9,16 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
+from kms_service.adapters.data_key_cache import DataKeyCache
 from kms_service.adapters.vault import VaultMasterKeys
 from kms_service.adapters.vault_session import VaultSession
 from kms_service.development.authority import DevelopmentAuthority
@@ -290,6 +293,80 @@ def _impostor(folder: Path, status: int, body: bytes) -> Iterator[tuple[str, Pat
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+# --- cached keys ---------------------------------------------------------------------------------
+
+
+def test_f42_a_thousand_waiting_readers_cost_one_unwrap(vault: VaultRig) -> None:
+    """Counted in OpenBao's own audit log; again after an outage, and after a restart."""
+    with vault.master_keys() as keys:
+        data_key, wrapped = keys.generate_data_key(KEY, CONTEXT)
+        cache = _cache(keys)
+        before = _unwraps(vault)
+        with ThreadPoolExecutor(100) as readers:
+            given = readers.map(lambda _: cache.unwrap(KEY, wrapped, CONTEXT).reveal(), range(1000))
+            assert set(given) == {data_key.reveal()}
+        assert _unwraps(vault) == before + 1
+
+
+def test_f42_an_outage_outlasts_the_cache(vault: VaultRig, server: OpenBao) -> None:
+    now = [0.0]
+    with vault.master_keys(timeout_s=0.5) as keys:
+        data_key, wrapped = keys.generate_data_key(KEY, CONTEXT)
+        cache = _cache(keys, lambda: now[0])
+        cache.unwrap(KEY, wrapped, CONTEXT)
+        server.kill()
+        try:
+            now[0] = 100.0
+            assert cache.unwrap(KEY, wrapped, CONTEXT).reveal() == data_key.reveal()
+            assert cache.outage
+            now[0] = 121.0
+            with pytest.raises(VaultUnavailable):
+                cache.unwrap(KEY, wrapped, CONTEXT)
+        finally:
+            server.start_again()
+        _until(lambda: cache.unwrap(KEY, wrapped, CONTEXT).reveal() == data_key.reveal())
+        assert not cache.outage
+
+
+def test_f35_sealing_vault_stops_cached_keys_at_the_next_probe(
+    vault: VaultRig, server: OpenBao
+) -> None:
+    with vault.master_keys() as keys:
+        _, wrapped = keys.generate_data_key(KEY, CONTEXT)
+        cache = _cache(keys)
+        cache.unwrap(KEY, wrapped, CONTEXT)
+        vault.root.sys.seal()
+        try:
+            with pytest.raises(VaultSealed):
+                cache.probe()
+            with pytest.raises(VaultSealed):
+                cache.unwrap(KEY, wrapped, CONTEXT)
+        finally:
+            server.stop()
+            server.start_again()
+
+
+def _cache(keys: VaultMasterKeys, monotonic: Callable[[], float] = time.monotonic) -> DataKeyCache:
+    return DataKeyCache(
+        keys,
+        ttl=timedelta(seconds=60),
+        outage_grace=timedelta(seconds=60),
+        max_keys=100,
+        monotonic=monotonic,
+        random=lambda: 0.0,
+    )
+
+
+def _unwraps(vault: VaultRig) -> int:
+    """From OpenBao's own audit log: answered requests to unwrap under our key."""
+    log = vault.server.ca_file.parents[1] / "audit.log"
+    entries = (json.loads(line) for line in log.read_text().splitlines())
+    return sum(
+        entry["type"] == "response" and entry["request"]["path"] == f"transit/decrypt/{KEY}"
+        for entry in entries
+    )
 
 
 def _revoke_service_tokens(vault: VaultRig) -> None:
