@@ -10,6 +10,7 @@ from pathlib import Path
 
 import grpc
 
+from modelkms import __version__
 from modelkms.errors import (
     CredentialExpired,
     CredentialInvalid,
@@ -56,6 +57,7 @@ def open_channel(profile: Profile, identity: ClientIdentity) -> grpc.Channel:
         profile.target,
         credentials,
         options=[
+            ("grpc.primary_user_agent", f"modelkms/{__version__}"),
             ("grpc.keepalive_time_ms", 30_000),
             ("grpc.keepalive_timeout_ms", 10_000),
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),

@@ -4,160 +4,213 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime, timedelta
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import cedarpy
 
+from kms_service.adapters.cedar_canaries import CanaryCase, stranger_requests
 from kms_service.adapters.cedar_policy_set import (
-    CanaryCase,
+    PolicyFiles,
     PolicySet,
     PolicySetRefused,
-    read_policy_set,
+    parse_policy_set,
+    read_policy_files,
 )
-from kms_service.domain.decisions import AccessRequest, Decision, Resource
+from kms_service.adapters.cedar_request import CanonicalRequest, canonical, cedar_request, entities
+from kms_service.domain.decisions import AccessRequest, Decision
 from kms_service.domain.errors import PolicyUnavailable
-from kms_service.domain.identity import Principal
 from kms_service.domain.leases import LeaseBounds
 
-_NAMESPACE = "ModelKMS"
-_CANARY_TIME = datetime(2026, 1, 1, 12, tzinfo=UTC)
+_CACHED_DECISIONS = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What one set says of one request.
+
+    Attributes:
+        permitted: only after a permit, without a forbid, without any error.
+        policies: ids of those that decided, sorted.
+        failed: whether a policy could not be evaluated.
+    """
+
+    permitted: bool
+    policies: tuple[str, ...]
+    failed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseLimits:
+    """What holds whatever policies say.
+
+    Attributes:
+        default_ttl: where no deciding policy has `@lease_ttl`.
+        max_ttl: upper bound of every lease, renewals included.
+    """
+
+    default_ttl: timedelta
+    max_ttl: timedelta
+
+    def bounds(self, of: PolicySet, policies: Iterable[str]) -> LeaseBounds:
+        """The most generous of the deciding policies: each grants by itself what it says."""
+        terms = [of.terms[policy] for policy in policies if policy in of.terms]
+        ttl = _most(term.ttl for term in terms) or self.default_ttl
+        longest = min(_most(term.max_ttl for term in terms) or self.max_ttl, self.max_ttl)
+        return LeaseBounds(min(ttl, longest), longest)
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    permitted: bool
+    policies: tuple[str, ...]
+    lease_bounds: LeaseBounds
+
+
+class _InForce:
+    """A set and the answers it gave: they go together, so no answer outlives its set."""
+
+    def __init__(self, policies: PolicySet, limits: LeaseLimits) -> None:
+        self.policies = policies
+        self.epoch = policies.files.epoch
+        self._limits = limits
+        self._lock = threading.Lock()
+        self._answers: OrderedDict[CanonicalRequest, _Answer] = OrderedDict()
+
+    def answer(self, request: AccessRequest) -> _Answer:
+        key = canonical(request)
+        with self._lock:
+            known = self._answers.get(key)
+            if known is not None:
+                self._answers.move_to_end(key)
+                return known
+        found = evaluate(self.policies, request)
+        answer = _Answer(
+            found.permitted, found.policies, self._limits.bounds(self.policies, found.policies)
+        )
+        if found.failed:  # told anew each time: whatever failed may not fail again
+            return answer
+        with self._lock:
+            self._answers[key] = answer
+            while len(self._answers) > _CACHED_DECISIONS:
+                self._answers.popitem(last=False)
+        return answer
 
 
 class CedarPolicyEngine:
     """Implements `domain.ports.PolicyEngine`. Safe to use from many threads.
 
+    Answers are kept by the whole canonical request (time to the minute) and the set that gave
+    them. What is no part of a request (version state, blocks, revocations) is no part of policy
+    either: it is read in the transaction that commits.
+
     Args:
         folder: of the policy set; read by `reload()`.
-        default_lease_ttl: where no deciding policy has `@lease_ttl`.
-        max_lease_ttl: upper bound of every lease, renewals included, whatever policies say.
+        default_lease_ttl, max_lease_ttl: see `LeaseLimits`.
     """
 
     def __init__(
         self, folder: Path, default_lease_ttl: timedelta, max_lease_ttl: timedelta
     ) -> None:
         self._folder = folder
-        self._default_ttl = default_lease_ttl
-        self._max_ttl = max_lease_ttl
-        self._set: PolicySet | None = None
+        self.limits = LeaseLimits(default_lease_ttl, max_lease_ttl)
+        self._in_force: _InForce | None = None
 
     def reload(self) -> None:
-        """Read the set; it takes effect only if every canary comes out as it must.
+        """Read the set; it takes effect only if it passes the gate.
 
         Raises:
             PolicySetRefused: it does not; the set before stays in force.
         """
-        candidate = read_policy_set(self._folder)
-        for number, case in enumerate(candidate.canaries, start=1):
-            permitted, _, errors = _evaluate(candidate, _canary_request(case))
-            if errors or permitted is not case.permitted:
-                wanted = "permitted" if case.permitted else "refused"
-                raise PolicySetRefused(
-                    f"canary case {number} ({case.principal} {case.action} "
-                    f"{case.project}/{case.model or ''}) must be {wanted}"
-                )
-        self._set = candidate
+        before = self._in_force.policies if self._in_force is not None else None
+        candidate = self.candidate(read_policy_files(self._folder), before)
+        self._in_force = _InForce(candidate, self.limits)
+
+    @staticmethod
+    def candidate(files: PolicyFiles, before: PolicySet | None) -> PolicySet:
+        """The set of `files`, if it may follow on `before`: the gate.
+
+        Raises:
+            PolicySetRefused: it does not parse or validate, a canary does not come out as it
+                must, a stranger is let in, or canaries of `before` were dropped unsaid.
+        """
+        found = parse_policy_set(files)
+        for request in stranger_requests():
+            if evaluate(found, request).permitted:
+                raise PolicySetRefused(f"a stranger is permitted {request.action.value}")
+        if problem := next(failures(found, found.canaries.cases), None):
+            raise PolicySetRefused(f"canary case: {problem}")
+        if before is not None and (dropped := found.canaries.dropped_from(before.canaries)):
+            raise PolicySetRefused(
+                f"canary case dropped: {dropped.described}; keep it, or put it under `retired`"
+            )
+        return found
+
+    @property
+    def current(self) -> PolicySet:
+        """The set in force.
+
+        Raises:
+            PolicyUnavailable: there is none.
+        """
+        if self._in_force is None:
+            raise PolicyUnavailable
+        return self._in_force.policies
 
     def decide(self, request: AccessRequest) -> Decision:
-        current = self._set
-        if current is None:
+        in_force = self._in_force
+        if in_force is None:
             raise PolicyUnavailable
-        permitted, policies, _ = _evaluate(current, request)
-        terms = [current.terms[policy] for policy in policies if policy in current.terms]
-        ttl = _most(term.ttl for term in terms) or self._default_ttl
-        longest = _most(term.max_ttl for term in terms) or self._max_ttl
-        longest = min(longest, self._max_ttl)
+        answer = in_force.answer(request)
         return Decision(
             id=secrets.token_hex(16),
-            permitted=permitted,
-            policies=policies,
-            lease_bounds=LeaseBounds(min(ttl, longest), longest),
+            permitted=answer.permitted,
+            policies=answer.policies,
+            lease_bounds=answer.lease_bounds,
+            epoch=in_force.epoch,
         )
 
 
-def _evaluate(current: PolicySet, request: AccessRequest) -> tuple[bool, tuple[str, ...], bool]:
-    """Whether permitted, the ids of the policies that decided, whether evaluation had errors.
+def judge(policies: PolicySet, case: CanaryCase) -> str:
+    """What is wrong with how a case comes out; empty: nothing."""
+    found = evaluate(policies, case.request())
+    if found.failed:
+        return f"{case.described}: a policy cannot be evaluated"
+    if found.permitted is not case.permitted:
+        wanted = "permitted" if case.permitted else "refused"
+        return f"{case.described} must be {wanted}"
+    return ""
+
+
+def failures(policies: PolicySet, cases: Iterable[CanaryCase]) -> Iterator[str]:
+    """What is wrong, case by case."""
+    return filter(None, (judge(policies, case) for case in cases))
+
+
+def evaluate(policies: PolicySet, request: AccessRequest) -> Evaluation:
+    """Past any cache.
 
     Cedar skips a policy that errs: a `forbid` that errs would forbid nothing. So any error denies.
     """
+    groups = policies.groups_of(request.principal.id)
     try:
         result = cedarpy.is_authorized(
-            _cedar_request(request),
-            current.policies,
-            json.dumps(_entities(request.principal, request.resource)),
-            current.schema,
+            cedar_request(request),
+            policies.policies,
+            json.dumps(entities(request.principal, request.resource, groups)),
+            policies.schema,
         )
     except ValueError:
-        return False, (), True
+        return Evaluation(False, (), failed=True)
     diagnostics = result.diagnostics
-    errors = bool(diagnostics.errors)
-    permitted = result.decision is cedarpy.Decision.Allow and not errors
-    return permitted, tuple(sorted(diagnostics.reasons)), errors
-
-
-def _cedar_request(request: AccessRequest) -> dict[str, Any]:
-    time = request.time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    return {
-        "principal": _principal_uid(request.principal),
-        "action": {"type": f"{_NAMESPACE}::Action", "id": request.action.value},
-        "resource": _resource_uid(request.resource),
-        "context": {
-            "time": {"__extn": {"fn": "datetime", "arg": time}},
-            "instance": request.principal.instance,
-            "attributes": _pairs(request.attributes),
-        },
-    }
-
-
-def _entities(principal: Principal, resource: Resource) -> list[dict[str, Any]]:
-    project = {"type": f"{_NAMESPACE}::Project", "id": resource.project}
-    entities: list[dict[str, Any]] = [
-        {
-            "uid": _principal_uid(principal),
-            "attrs": {"trust_domain": principal.trust_domain, "path": principal.path},
-            "parents": [],
-        },
-        {"uid": project, "attrs": {}, "parents": []},
-    ]
-    if resource.model is not None:
-        entities.append(
-            {
-                "uid": _resource_uid(resource),
-                "attrs": {"project": resource.project, "model": resource.model},
-                "tags": dict(resource.labels),
-                "parents": [project],
-            }
-        )
-    return entities
-
-
-def _principal_uid(principal: Principal) -> dict[str, str]:
-    return {"type": f"{_NAMESPACE}::Principal", "id": principal.id}
-
-
-def _resource_uid(resource: Resource) -> dict[str, str]:
-    if resource.model is None:
-        return {"type": f"{_NAMESPACE}::Project", "id": resource.project}
-    return {"type": f"{_NAMESPACE}::Model", "id": f"{resource.project}/{resource.model}"}
-
-
-def _canary_request(case: CanaryCase) -> AccessRequest:
-    trust_domain, slash, path = case.principal.removeprefix("spiffe://").partition("/")
-    return AccessRequest(
-        principal=Principal(case.principal, trust_domain, slash + path, instance="0" * 64),
-        action=case.action,
-        resource=Resource(case.project, case.model, case.labels),
-        time=_CANARY_TIME,
-        attributes=case.attributes,
-    )
-
-
-def _pairs(attributes: Mapping[str, str]) -> list[str]:
-    return sorted(f"{key}={value}" for key, value in attributes.items())
+    failed = bool(diagnostics.errors)
+    permitted = result.decision is cedarpy.Decision.Allow and not failed
+    return Evaluation(permitted, tuple(sorted(diagnostics.reasons)), failed)
 
 
 def _most(durations: Iterable[timedelta | None]) -> timedelta | None:
-    """The most generous: each permit that decided grants by itself what it says."""
     return max((each for each in durations if each is not None), default=None)

@@ -30,14 +30,18 @@ class Action(StrEnum):
     REVOKE_LEASES = "RevokeLeases"
     LIST_LEASES = "ListLeases"
     GET_MASTER_KEY = "GetMasterKey"
+    GET_POLICY_SET = "GetPolicySet"
+    EXPLAIN_ACCESS = "ExplainAccess"
+    WHO_CAN = "WhoCan"
+    DRY_RUN_POLICY_SET = "DryRunPolicySet"
 
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """What is acted on: a project, or a model within it (Cedar `Model in Project`).
+    """What is acted on: a project, a model within it (Cedar `Model in Project`), or the service.
 
     Attributes:
-        project: id.
+        project: id; empty for the service itself.
         model: id, or None for the project itself.
         labels: the model's, if it exists.
     """
@@ -48,13 +52,29 @@ class Resource:
 
 
 @dataclass(frozen=True, slots=True)
+class Circumstances:
+    """Under which a call is made.
+
+    Attributes:
+        source: IP address of the caller; empty if it is not known.
+        suite: how a key is to travel, a `KeyTransportSuite` number; 0 where none is asked for.
+        client_version: see `Caller`.
+        attributes: targeting attributes the client claims; never identity.
+    """
+
+    source: str = ""
+    suite: int = 0
+    client_version: str = ""
+    attributes: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class AccessRequest:
     principal: Principal
     action: Action
     resource: Resource
     time: datetime
-    attributes: Mapping[str, str] = field(default_factory=dict)
-    """Targeting attributes the client claims; never identity."""
+    circumstances: Circumstances = Circumstances()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +86,11 @@ class Decision:
         permitted: True only after an explicit permit without any evaluation error.
         policies: ids of the policies that decided, sorted.
         lease_bounds: for LEASE_DATA_KEY.
+        epoch: of the policy set that decided: SHA-256 of all its files, hexadecimal.
     """
 
     id: str
     permitted: bool
     policies: tuple[str, ...]
     lease_bounds: LeaseBounds
+    epoch: str = ""

@@ -7,9 +7,10 @@ them at every call (0.86 of the speed, DESIGN §6). Only this module ends calls 
 from __future__ import annotations
 
 import logging
+import re
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Never, ParamSpec, TypeVar
 
 import grpc
@@ -39,6 +40,8 @@ Answer = TypeVar("Answer")
 P = ParamSpec("P")
 
 _log = get_logger(__name__)
+
+_SDK = re.compile(r"modelkms/([0-9]{1,9}\.[0-9]{1,9}\.[0-9]{1,9}[!-~]{0,64})(?: |$)", re.ASCII)
 
 
 class Pipeline:
@@ -119,11 +122,14 @@ class Pipeline:
     def _admit(self, call: Call) -> None:
         refuse_if_overloaded()
         context = call.context
+        metadata = context.invocation_metadata()
         principal = self._authenticator.authenticate(
             context.auth_context(),  # type: ignore[arg-type]  # the stub has the value type wrong
-            context.invocation_metadata(),
+            metadata,
         )
-        call.admitted(Caller(principal, call.id, context.peer(), call.method))
+        call.admitted(
+            Caller(principal, call.id, context.peer(), call.method, client_version(metadata))
+        )
         call.check()
 
 
@@ -214,6 +220,15 @@ class Call:
         if self._caller is not None:
             fields["principal"] = self._caller.principal.id
         return fields
+
+
+def client_version(metadata: Iterable[tuple[str, str | bytes]]) -> str:
+    """Of our SDK, by what it says of itself (`modelkms/0.1.0 grpc-python/…`); else empty."""
+    for key, value in metadata:
+        if key == "user-agent" and isinstance(value, str):
+            match = _SDK.match(value)
+            return match[1] if match else ""
+    return ""
 
 
 def _prefixed(metadata: dict[str, str]) -> dict[str, str]:

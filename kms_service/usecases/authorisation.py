@@ -14,12 +14,21 @@ one look for the model's labels, one decision, one record. All else is looked up
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import TypeVar
+from urllib.parse import unquote
 
 from kms_service.domain.audit import AuditRecord, Outcome
-from kms_service.domain.decisions import AccessRequest, Action, Decision, Resource
+from kms_service.domain.decisions import (
+    AccessRequest,
+    Action,
+    Circumstances,
+    Decision,
+    Resource,
+)
 from kms_service.domain.errors import (
     AuditUnavailable,
     LeaseNotFoundOrDenied,
@@ -62,6 +71,7 @@ class Gate:
         attributes: Mapping[str, str] = _NO_LABELS,
         refusal: Refusal = ModelNotFoundOrDenied,
         own: bool = False,
+        suite: int = 0,
     ) -> Iterator[Permit]:
         """The permit for one call; records the refusal or failure that ends it.
 
@@ -73,13 +83,21 @@ class Gate:
             attributes: claims of the client.
             refusal: the error of a denial.
             own: the caller owns it, so that a denial does not bar: the decision is recorded only.
+            suite: of key transport, where a data key is asked for.
 
         Raises:
             ModelNotFoundOrDenied or as `refusal` says: not permitted.
             PolicyUnavailable, AuditUnavailable: nothing can be decided or recorded.
         """
         permit = Permit(
-            self._policy, self._audit, self._clock, caller, event or action.value, name, refusal
+            self._policy,
+            self._audit,
+            self._clock,
+            caller,
+            event or action.value,
+            name,
+            refusal,
+            suite,
         )
         try:
             about = on or name
@@ -129,6 +147,7 @@ class Permit:
         event: str,
         name: Name,
         refusal: Refusal,
+        suite: int = 0,
     ) -> None:
         self._policy = policy
         self._audit = audit
@@ -137,6 +156,7 @@ class Permit:
         self._event = event
         self._name = name
         self._refusal = refusal
+        self._suite = suite
         self.found = Found()
         """What is behind the name, looked up after the permit in the transaction that it saw."""
         self._decision: Decision | None = None
@@ -171,7 +191,12 @@ class Permit:
                 action=action,
                 resource=_resource(name, labels),
                 time=self._clock.now(),
-                attributes=attributes,
+                circumstances=Circumstances(
+                    source=source_of(self._caller.peer),
+                    suite=self._suite,
+                    client_version=self._caller.client_version,
+                    attributes=attributes,
+                ),
             )
         )
         if not self._decision.permitted and not own:
@@ -243,6 +268,23 @@ class Permit:
                 details=dict(self._details),
             )
         )
+
+
+@lru_cache(maxsize=1024)
+def source_of(peer: str) -> str:
+    """The IP address in what gRPC calls a peer (`ipv4:10.0.0.1:5`, `ipv6:%5B::1%5D:5`), in one
+    form for each; empty if there is none."""
+    kind, _, rest = peer.partition(":")
+    if kind not in ("ipv4", "ipv6"):
+        return ""
+    host = unquote(rest).rpartition(":")[0].strip("[]").partition("%")[0]
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return ""
+    # A policy that speaks of 10.0.0.0/8 means such a caller on a dual-stack socket, too.
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return str(mapped or address)
 
 
 def _resource(name: Name, labels: Mapping[str, str]) -> Resource:

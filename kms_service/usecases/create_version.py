@@ -73,7 +73,9 @@ class CreateVersion:
             raise InvalidField("request_id", "must be a UUID of 36 lower-case characters")
         publisher = caller.principal.id
 
-        with self._gate.admit(caller, Action.CREATE_VERSION, parent) as permit:
+        with self._gate.admit(
+            caller, Action.CREATE_VERSION, parent, suite=client_key.suite
+        ) as permit:
             if permit.found.model is None:
                 permit.demand(Action.CREATE_MODEL, parent)
             project = permit.require(permit.found.project)

@@ -86,7 +86,11 @@ class LeaseDataKey:
         asked = check_ttl(ttl)
 
         with self._gate.admit(
-            caller, Action.LEASE_DATA_KEY, reference, attributes=claims
+            caller,
+            Action.LEASE_DATA_KEY,
+            reference,
+            attributes=claims,
+            suite=client_key.suite,
         ) as permit:
             project, version, pin = resolve_openable(permit, reference)
             self._transport.check(client_key)

@@ -406,6 +406,28 @@ def test_f18_policies_reload_and_a_bad_set_keeps_the_last_good(service: ServiceP
         assert eventually(lambda: not may_see(guest))
 
 
+def test_f68_a_set_for_everyone_or_no_one_is_refused_and_raises_an_alarm(
+    service: ServiceProcess,
+) -> None:
+    service.migrate()
+    everyone = '@id("all") permit (principal, action, resource);'
+    no_one = POLICY + '@id("none") forbid (principal, action, resource);'
+    with (
+        serving(service),
+        service.channel("admin/anna") as admin,
+        service.channel("guest/g") as guest,
+    ):
+        create_project(admin)
+        for bad in (everyone, no_one):
+            service.write_policies(bad)
+            assert eventually(lambda: metric(service, "modelkms_policies_current 0.0"))
+            assert may_see(admin)
+            assert not may_see(guest)
+            service.write_policies(POLICY)
+            assert eventually(lambda: metric(service, "modelkms_policies_current 1.0"))
+        assert metric(service, 'modelkms_policy_loads_total{result="refused"} 2.0')
+
+
 def test_sighup_reads_the_policies_again(service: ServiceProcess) -> None:
     service.start()
     service.signal(signal.SIGHUP)

@@ -142,7 +142,9 @@ def test_durations_are_whole_milliseconds_whatever_policy_says(published: World)
 def test_policy_sees_labels_and_claims(published: World) -> None:
     published.policy.asked.clear()
     published.lease(READER, STABLE, attributes={"platform": "linux"})
-    assert all(asked.attributes == {"platform": "linux"} for asked in published.policy.asked)
+    assert all(
+        asked.circumstances.attributes == {"platform": "linux"} for asked in published.policy.asked
+    )
     with pytest.raises(InvalidField):
         published.lease(READER, STABLE, attributes={"platform": "li\nnux"})
 
