@@ -163,7 +163,7 @@ def migrate_database(config: Config) -> None:
     Raises:
         StateUnavailable, StateCorrupt, ConfigurationError.
     """
-    sql.migrate(config.database.url)
+    sql.migrate(config.database.url, database_options(config))
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ def open_database(config: Config) -> sql.SqlDatabase:
         ConfigurationError: its schema is not this version's.
         StateUnavailable, StateCorrupt.
     """
-    state = sql.schema_state(config.database.url)
+    state = sql.schema_state(config.database.url, database_options(config))
     if state is sql.SchemaState.NEWER:
         raise ConfigurationError(
             "database.url: the schema was made by a newer version; install that version"
@@ -196,7 +196,17 @@ def open_database(config: Config) -> sql.SqlDatabase:
         raise ConfigurationError(
             f"database.url: the schema is {state.value}; run `modelkms-server migrate`"
         )
-    return sql.SqlDatabase(config.database.url)
+    return sql.SqlDatabase(config.database.url, database_options(config))
+
+
+def database_options(config: Config) -> sql.EngineOptions:
+    database = config.database
+    return sql.EngineOptions(
+        connections=database.connections,
+        statement_timeout_s=database.statement_timeout_s,
+        password_file=database.password_file,
+        ca_file=database.ca_file,
+    )
 
 
 def open_vault(config: Config) -> VaultMasterKeys:
@@ -239,7 +249,7 @@ def tls_files(config: Config) -> TlsFiles:
 def _adapters(config: Config, metrics: Metrics) -> Adapters:
     policy, reloader = open_policy(config, metrics)
     database = open_database(config)
-    clock = LogicalClock(database)
+    clock = LogicalClock(database, wall=database.wall)
     master_keys = open_vault(config)
     return Adapters(
         database=database,

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import parse_qs, urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -52,9 +53,17 @@ def _trust_domain(value: str) -> str:
 
 def _database_url(value: str, info: ValidationInfo) -> str:
     """A relative SQLite file becomes absolute, beside the configuration file."""
+    if value.startswith(_POSTGRESQL):
+        parts = urlsplit(value)
+        if parts.password is not None or "password" in parse_qs(parts.query):
+            raise ValueError("must hold no password: name a file in database.password_file")
+        return value
     file = value.removeprefix(_SQLITE)
     if file == value or not file or file.startswith(":") or "?" in file:
-        raise ValueError('must be "sqlite:///FILE", such as "sqlite:///modelkms.db"')
+        raise ValueError(
+            'must be "sqlite:///FILE", such as "sqlite:///modelkms.db", or '
+            '"postgresql://USER@HOST/NAME"'
+        )
     base = _base(info)
     return f"{_SQLITE}{base / file if base is not None else file}"
 
@@ -73,6 +82,7 @@ def _list_from_text(value: object) -> object:
 
 
 _SQLITE = "sqlite:///"
+_POSTGRESQL = "postgresql://"
 ConfigPath = Annotated[Path, AfterValidator(_beside_file)]
 Address = Annotated[str, AfterValidator(_address)]
 TrustDomain = Annotated[str, AfterValidator(_trust_domain)]
@@ -154,7 +164,17 @@ class VaultSection(_Section):
 
 class DatabaseSection(_Section):
     url: DatabaseUrl = "sqlite:///modelkms.db"
-    """`sqlite:///FILE` (relative to the configuration file)."""
+    """`sqlite:///FILE` (relative to the configuration file): one process. Or a PostgreSQL URL as
+    libpq takes it, without a password: replicas and workers. Over TCP the server's certificate
+    is verified, whatever the URL leaves out."""
+    password_file: ConfigPath | None = None
+    """Holds PostgreSQL's password; read anew for each connection."""
+    ca_file: ConfigPath | None = None
+    """PEM bundle that PostgreSQL's certificate is checked against; absent: the system's."""
+    connections: int = Field(default=16, ge=1, le=1000)
+    """Of this process, at most."""
+    statement_timeout_s: float = Field(default=5.0, gt=0, le=600)
+    """PostgreSQL ends a statement that takes longer."""
 
 
 class StoreSection(_Section):

@@ -14,7 +14,8 @@ from contextlib import ExitStack
 import hypothesis
 import pytest
 
-from tests.support import vault_servers
+from tests.support import postgresql, vault_servers
+from tests.support.postgresql import PostgresServer
 from tests.support.vault_servers import VaultRig
 
 # Read when onnxruntime is imported: official builds report their use to their vendor otherwise.
@@ -49,3 +50,10 @@ def vault_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str
             return running[kind]
 
         yield of
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A real server; started at its first use by a worker."""
+    with postgresql.running() as server:
+        yield server

@@ -17,7 +17,8 @@ class MarkStore(Protocol):
     """Where the high-water mark outlives the process."""
 
     def clock_mark(self) -> datetime | None: ...
-    def store_clock_mark(self, mark: datetime) -> None: ...
+    def store_clock_mark(self, mark: datetime) -> datetime:
+        """Store it, unless a higher one is there; the higher one."""
 
 
 class LogicalClock:
@@ -25,6 +26,9 @@ class LogicalClock:
 
     CLOCK_BOOTTIME goes on while the machine sleeps and nobody can set it. A wall clock that was
     wrong at start makes everything end early at worst; it is right again at the next start.
+
+    Replicas go by the database's wall clock instead of their machines', and by each other's marks:
+    none is behind another by more than the time between two marks, whatever their machines say.
 
     Args:
         marks: asked once, here; told by `store_mark`.
@@ -49,9 +53,12 @@ class LogicalClock:
         return self._start + timedelta(seconds=self._boottime() - self._boottime_at_start)
 
     def store_mark(self) -> None:
-        """Store now as the mark; call it every few seconds and at stop.
+        """Store now as the mark, and go on from another's that is ahead of it. Call it every few
+        seconds and at stop.
 
         Raises:
             StateUnavailable, StateCorrupt.
         """
-        self._marks.store_clock_mark(self.now())
+        ahead = self._marks.store_clock_mark(self.now()) - self.now()
+        if ahead > timedelta(0):
+            self._start += ahead

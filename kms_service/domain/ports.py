@@ -6,7 +6,7 @@ WrongState families; "not there" is `None` where it is an ordinary answer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -163,6 +163,9 @@ class VersionTable(Protocol):
     def pending_before(self, created_before: datetime, limit: int) -> Sequence[Version]:
         """At most `limit` PENDING versions of any project created before then, oldest first."""
 
+    def never_finalized(self, created_after: datetime, limit: int) -> Sequence[Version]:
+        """At most `limit` DESTROYED versions of any project without a pin, oldest first."""
+
     def count_by_master_key_version(self, project: ProjectName) -> dict[int, int]:
         """How many data keys are wrapped under which master-key version. DESTROYED versions
         have none."""
@@ -238,7 +241,15 @@ class Database(Protocol):
         """Commits durably at the end of the block; rolls back on any exception.
 
         Raises:
-            StateUnavailable, StateCorrupt, StateConflict.
+            StateUnavailable, StateCorrupt.
+            StateConflict: lost against another transaction; nothing was changed.
+        """
+
+    def transact(self, work: Callable[[Transaction], T]) -> T:
+        """`work` in a `write` transaction; the whole of it again, some times, while it loses
+        against others. So what it does besides must bear repetition.
+
+        Raises: as `write`, and what `work` raises.
         """
 
     def probe(self) -> None:

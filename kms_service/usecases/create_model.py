@@ -9,7 +9,7 @@ from kms_service.domain.catalogue import Model
 from kms_service.domain.decisions import Action
 from kms_service.domain.identity import Caller
 from kms_service.domain.names import ModelName
-from kms_service.domain.ports import Clock, Database
+from kms_service.domain.ports import Clock, Database, Transaction
 from kms_service.usecases.authorisation import Gate
 
 
@@ -30,12 +30,13 @@ class CreateModel:
         checked = check_attributes(labels, "model.labels")
         # Policy sees the labels that are asked for: who may publish under one label only
         # cannot make a model under another.
-        with (
-            self._gate.admit(caller, Action.CREATE_MODEL, name, labels=checked) as permit,
-            self._database.write() as tx,
-        ):
-            permit.require(tx.projects.get(name.parent))
-            model = Model(name, self._clock.now(), checked)
-            tx.models.insert(model)
-            permit.record()
-            return model
+        with self._gate.admit(caller, Action.CREATE_MODEL, name, labels=checked) as permit:
+
+            def create(tx: Transaction) -> Model:
+                permit.require(tx.projects.get(name.parent))
+                model = Model(name, self._clock.now(), checked)
+                tx.models.insert(model)
+                permit.record()
+                return model
+
+            return self._database.transact(create)

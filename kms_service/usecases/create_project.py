@@ -6,7 +6,7 @@ from kms_service.domain.catalogue import Project
 from kms_service.domain.decisions import Action
 from kms_service.domain.identity import Caller
 from kms_service.domain.names import ProjectName
-from kms_service.domain.ports import Clock, Database, MasterKeys
+from kms_service.domain.ports import Clock, Database, MasterKeys, Transaction
 from kms_service.usecases.authorisation import Gate
 
 
@@ -41,10 +41,13 @@ class CreateProject:
         with self._gate.admit(caller, Action.CREATE_PROJECT, name) as permit:
             master_key = self._template.replace("{project}", name.project)
             self._master_keys.describe(master_key)
-            with self._database.write() as tx:
+
+            def create(tx: Transaction) -> Project:
                 project = Project(name, master_key, self._clock.now())
                 tx.projects.insert(project)
                 # Recorded before it commits: no change without a record. Should the commit
                 # fail after all, the gate records that too.
                 permit.record(master_key=master_key)
-            return project
+                return project
+
+            return self._database.transact(create)

@@ -22,6 +22,7 @@ from kms_service.domain.ports import (
     KeyTransport,
     Liveness,
     MasterKeys,
+    Transaction,
 )
 from kms_service.domain.secret import SecretBytes
 from kms_service.usecases.answers import CreatedVersion, VersionView
@@ -113,7 +114,8 @@ class CreateVersion:
     ) -> Version:
         """The new version, stored and recorded; or the one this request id made meanwhile."""
         publisher, now = caller.principal.id, self._clock.now()
-        with self._database.write() as tx:
+
+        def create(tx: Transaction) -> Version:
             earlier = tx.versions.get_by_request(parent, publisher, request_id)
             if earlier is not None:
                 earlier.require_pending()
@@ -141,6 +143,8 @@ class CreateVersion:
             # the commit fail then, the gate records that too.
             self._record(permit, version)
             return version
+
+        return self._database.transact(create)
 
     def _answer_again(
         self,

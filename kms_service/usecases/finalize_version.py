@@ -83,8 +83,9 @@ class FinalizeVersion:
                 if self._store.stored_bytes(version.artifact_id) != pin.length_bytes:
                     raise ArtifactMismatch
 
-            with self._database.write() as tx:
-                return self._commit(tx, permit, version, pin, promote)
+            return self._database.transact(
+                lambda tx: self._commit(tx, permit, version, pin, promote)
+            )
 
     # --- the object ----------------------------------------------------------------------------
 

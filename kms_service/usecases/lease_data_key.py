@@ -32,6 +32,7 @@ from kms_service.domain.ports import (
     KeyAnswerBinding,
     KeyTransport,
     Liveness,
+    Transaction,
     Unwrapping,
 )
 from kms_service.domain.secret import SecretBytes
@@ -125,7 +126,8 @@ class LeaseDataKey:
         asked: timedelta | None,
     ) -> Lease:
         """The lease, committed together with the check that it may still be given."""
-        with self._database.write() as tx:
+
+        def commit(tx: Transaction) -> Lease:
             model = permit.require(tx.models.get(resolved.name.parent))
             version = permit.require(tx.versions.get(resolved.name))
             # Vault took its time: what was permitted then must be permitted now (F19). Asked
@@ -149,6 +151,9 @@ class LeaseDataKey:
                 absolute_end_time=now + bounds.max_ttl,
             )
             tx.leases.insert(lease)
+            return lease
+
+        lease = self._database.transact(commit)
         permit.note(lease=lease.name, expire_time=lease.expire_time.isoformat())
         return lease
 
@@ -187,8 +192,7 @@ class LeaseDataKey:
 
     def _withdraw(self, permit: Permit, lease: Lease) -> None:
         try:
-            with self._database.write() as tx:
-                tx.leases.revoke(lease.name, self._clock.now())
+            self._database.transact(lambda tx: tx.leases.revoke(lease.name, self._clock.now()))
         except ServiceError as error:
             # A lease that stays live without a key under it runs out by itself.
             permit.note(lease_revoked=error.reason)

@@ -6,11 +6,11 @@ from datetime import timedelta
 
 from kms_service.domain.catalogue import Version
 from kms_service.domain.decisions import Action
-from kms_service.domain.errors import LeaseNotFoundOrDenied, LeaseRevoked, ServiceError, WrongState
+from kms_service.domain.errors import LeaseNotFoundOrDenied, LeaseRevoked, ServiceError
 from kms_service.domain.identity import Caller
 from kms_service.domain.leases import Lease
 from kms_service.domain.names import LeaseName, ModelName
-from kms_service.domain.ports import Clock, Database
+from kms_service.domain.ports import Clock, Database, Transaction
 from kms_service.usecases.answers import LeaseView
 from kms_service.usecases.authorisation import Gate, Permit
 from kms_service.usecases.catalogue_lookup import look_up
@@ -57,8 +57,7 @@ class RenewLease:
             return LeaseView(renewed, renewed.state(self._clock.now()))
 
     def _renew(self, permit: Permit, name: LeaseName, asked: timedelta | None) -> Lease:
-        ended: WrongState | None = None
-        with self._database.write() as tx:
+        def renew(tx: Transaction) -> Lease | None:
             lease = permit.require(tx.leases.get(name))
             found = look_up(tx, lease.version)
             now = self._clock.now()
@@ -73,8 +72,12 @@ class RenewLease:
                 return renewed
             tx.leases.revoke(name, now)
             permit.note(lease_revoked="yes", cause=why_not)
-            ended = LeaseRevoked()
-        raise ended
+            return None
+
+        renewed = self._database.transact(renew)
+        if renewed is None:
+            raise LeaseRevoked
+        return renewed
 
 
 def _held_by(lease: Lease, caller: Caller) -> bool:

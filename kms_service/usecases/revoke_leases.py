@@ -6,7 +6,7 @@ from kms_service.domain.decisions import Action
 from kms_service.domain.errors import InvalidField, LeaseNotFoundOrDenied
 from kms_service.domain.identity import Caller
 from kms_service.domain.names import LeaseName, ModelName, ProjectName, VersionName
-from kms_service.domain.ports import Clock, Database, LeaseFilter
+from kms_service.domain.ports import Clock, Database, LeaseFilter, Transaction
 from kms_service.usecases.authorisation import Gate, Permit
 from kms_service.usecases.renew_lease import NO_SUCH_MODEL
 
@@ -36,10 +36,14 @@ class RevokeLeases:
         ) as permit:
             lease = permit.require(lease)
             permit.note(version=lease.version, version_uid=lease.version_uid)
-            with self._database.write() as tx:
+            holder = lease.principal
+
+            def revoke(tx: Transaction) -> int:
                 revoked = tx.leases.revoke(name, self._clock.now())
-                permit.record(principal=lease.principal, leases_revoked=revoked)
+                permit.record(principal=holder, leases_revoked=revoked)
                 return revoked
+
+            return self._database.transact(revoke)
 
     def matching(
         self,
@@ -62,7 +66,8 @@ class RevokeLeases:
         which = lease_filter(parent, principal=principal, model=model, instance=instance)
         with self._gate.admit(caller, Action.REVOKE_LEASES, model or parent) as permit:
             require_scope(permit, model)
-            with self._database.write() as tx:
+
+            def revoke(tx: Transaction) -> int:
                 revoked = tx.leases.revoke(which, self._clock.now())
                 permit.record(
                     of_principal=principal or "",
@@ -70,6 +75,8 @@ class RevokeLeases:
                     leases_revoked=revoked,
                 )
                 return revoked
+
+            return self._database.transact(revoke)
 
 
 def lease_filter(

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import TypeVar
 
 from kms_service.domain.audit import AuditRecord, Outcome
 from kms_service.domain.catalogue import WrappedDataKey
@@ -26,6 +27,8 @@ from kms_service.domain.ports import (
 from kms_service.domain.secret import SecretBytes
 
 HOUR = timedelta(hours=1)
+
+T = TypeVar("T")
 
 
 class ManualClock:
@@ -206,6 +209,10 @@ class WatchedDatabase:
             if error is not None:
                 raise error
         return self.inner.write()
+
+    def transact(self, work: Callable[[Transaction], T]) -> T:
+        with self.write() as transaction:
+            return work(transaction)
 
     def probe(self) -> None:
         self.inner.probe()

@@ -1,135 +1,100 @@
-"""Connections to SQLite, and what its errors mean.
-
-pysqlite3 bundles a current SQLite: systems' own often have the WAL-reset bug (3.7.0 to 3.51.2),
-which can lose a committed transaction.
-"""
+"""What both databases have in common: how a transaction is asked for, and what errors mean."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar
 
-from pysqlite3 import dbapi2 as sqlite
-from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DatabaseError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from kms_service.domain.errors import (
-    ConfigurationError,
-    ServiceError,
-    StateConflict,
-    StateCorrupt,
-    StateUnavailable,
-)
+from kms_service.domain.errors import ConfigurationError, ServiceError, StateUnavailable
 
-_FIRST_WITHOUT_WAL_RESET_BUG = (3, 51, 3)
-_BUSY_TIMEOUT_S = 5.0
-_CONNECTIONS = 16
+T = TypeVar("T")
 
-# sqlite3_errcode primary codes (https://sqlite.org/rescode.html).
-_CORRUPT, _NOT_A_DATABASE = 11, 26
+SQLITE, POSTGRESQL = "sqlite:///", "postgresql://"
 
 
-def sqlite_engine(url: str) -> Engine:
-    """An engine for `sqlite:///FILE`: WAL, every commit synced, deleted content overwritten.
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """How to connect.
 
+    Attributes:
+        connections: open at most; who needs one more waits, then gets StateUnavailable.
+        statement_timeout_s: a statement that takes longer is ended (PostgreSQL).
+        password_file, ca_file: see `kms_service.config.DatabaseSection` (PostgreSQL).
+    """
+
+    connections: int = 16
+    statement_timeout_s: float = 5.0
+    password_file: Path | None = None
+    ca_file: Path | None = None
+
+
+class Transactions(Protocol):
+    """Transactions on one engine. Safe to use from many threads."""
+
+    engine: Engine
+
+    def read(self) -> AbstractContextManager[Connection]:
+        """A consistent snapshot.
+
+        Raises:
+            StateUnavailable, StateCorrupt.
+        """
+
+    def write(self) -> AbstractContextManager[Connection]:
+        """A serializable transaction, committed durably at the end of the block.
+
+        Raises:
+            StateUnavailable, StateCorrupt.
+            StateConflict: lost against another transaction; nothing was changed.
+        """
+
+    def transact(self, work: Callable[[Connection], T]) -> T:
+        """`work` in such a transaction; the whole of it again while it loses against others.
+
+        Raises: as `write`, and what `work` raises.
+        """
+
+    def upgrade(self) -> AbstractContextManager[Connection]:
+        """A transaction that changes the schema; of many that begin one, one runs at a time.
+
+        Raises: as `write`.
+        """
+
+
+def transactions_of(url: str, options: EngineOptions) -> Transactions:
+    """
     Raises:
-        ConfigurationError: another database, or a SQLite with the WAL-reset bug.
+        ConfigurationError: not a database of ours, or not one to trust with keys.
     """
-    _refuse_buggy_library(sqlite.sqlite_version_info)
-    try:
-        parsed = make_url(url)
-    except ArgumentError as error:
-        raise ConfigurationError(f"database.url: not a database URL ({error})") from error
-    if parsed.get_backend_name() != "sqlite" or not parsed.database:
-        raise ConfigurationError("database.url: must be sqlite:///FILE")
-    engine = create_engine(
-        parsed,
-        module=sqlite,
-        pool_size=_CONNECTIONS,
-        max_overflow=0,
-        connect_args={"timeout": _BUSY_TIMEOUT_S, "isolation_level": None},
-    )
-    event.listen(engine, "connect", _prepare)
-    event.listen(engine, "begin", _begin)
-    return engine
+    if url.startswith(SQLITE):
+        from kms_service.adapters.database.sqlite import SqliteTransactions
 
-
-def _refuse_buggy_library(version: tuple[int, ...]) -> None:
-    if version < _FIRST_WITHOUT_WAL_RESET_BUG:
-        raise ConfigurationError(
-            f"SQLite {'.'.join(map(str, version))} can lose committed transactions (WAL-reset "
-            "bug, mended in 3.51.3); install a newer pysqlite3"
-        )
-
-
-def _prepare(connection: Any, _record: object) -> None:
-    for pragma in (
-        "journal_mode=WAL",
-        "synchronous=FULL",
-        "secure_delete=ON",
-        "foreign_keys=ON",
-        "trusted_schema=OFF",
-    ):
-        connection.execute(f"PRAGMA {pragma}").close()
-
-
-def _begin(connection: Connection) -> None:
-    """pysqlite's own BEGIN comes too late: a writer takes its lock here, or not at all."""
-    writes = connection.get_execution_options().get("writes", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-
-class Transactions:
-    """Read and write transactions on one engine.
-
-    Writers of this process queue on a lock of ours: SQLite's own waiting is a poll with sleeps.
-    """
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-        self._writer = threading.Lock()
-
-    @contextmanager
-    def read(self) -> Iterator[Connection]:
-        """
-        Raises: as `meaning_of` says.
-        """
-        with translated(), self.engine.connect() as connection, connection.begin():
-            yield connection
-
-    @contextmanager
-    def write(self) -> Iterator[Connection]:
-        """
-        Raises: as `meaning_of` says.
-        """
-        if not self._writer.acquire(timeout=_BUSY_TIMEOUT_S):
-            raise StateUnavailable
+        return SqliteTransactions(url, options)
+    if url.startswith(POSTGRESQL):
         try:
-            with translated(), self.engine.connect() as plain:
-                connection = plain.execution_options(writes=True)
-                with connection.begin():
-                    yield connection
-        finally:
-            self._writer.release()
+            from kms_service.adapters.database.postgresql import PostgresqlTransactions
+        except ModuleNotFoundError as error:
+            raise ConfigurationError(
+                f"database.url: PostgreSQL needs {error.name}: "
+                "pip install 'modelkms-server[postgresql]'"
+            ) from error
+        return PostgresqlTransactions(url, options)
+    raise ConfigurationError("database.url: must be sqlite:///FILE or postgresql://USER@HOST/NAME")
 
 
 @contextmanager
-def translated() -> Iterator[None]:
+def translated(meaning_of: Callable[[DatabaseError], ServiceError]) -> Iterator[None]:
     """Database errors become domain errors."""
     try:
         yield
     except DatabaseError as error:
         raise meaning_of(error) from error
-    except TimeoutError as error:
+    except PoolTimeout as error:  # no connection in time
         raise StateUnavailable from error
-
-
-def meaning_of(error: DatabaseError) -> ServiceError:
-    """StateUnavailable, StateCorrupt, or StateConflict for an integrity error nobody expected."""
-    if isinstance(error, IntegrityError):
-        return StateConflict()
-    code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
-    return StateCorrupt() if code in (_CORRUPT, _NOT_A_DATABASE) else StateUnavailable()

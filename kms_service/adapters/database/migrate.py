@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 
@@ -11,9 +12,10 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 
-from kms_service.adapters.database.engine import Transactions, sqlite_engine, translated
+from kms_service.adapters.database.engine import EngineOptions, Transactions, transactions_of
 
 _MIGRATIONS = Path(__file__).with_name("migrations")
+_MIGRATION_S = 3600.0
 
 
 class SchemaState(Enum):
@@ -26,33 +28,35 @@ class SchemaState(Enum):
     """Unknown to this version: made by a later one."""
 
 
-def migrate(url: str) -> None:
+def migrate(url: str, options: EngineOptions | None = None) -> None:
     """Create or upgrade the schema. Does nothing where it is current.
 
     Raises:
         ConfigurationError: the URL cannot be used.
-        StateUnavailable, StateCorrupt: the database cannot be.
+        StateUnavailable, StateCorrupt: the database cannot be, or others hold its tables.
     """
-    engine = sqlite_engine(url)
+    # A migration may take longer than any request.
+    patient = replace(options or EngineOptions(), statement_timeout_s=_MIGRATION_S)
+    transactions = transactions_of(url, patient)
     try:
-        with Transactions(engine).write() as connection:
+        with transactions.upgrade() as connection:
             config = _alembic()
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
     finally:
-        engine.dispose()
+        transactions.engine.dispose()
 
 
-def schema_state(url: str) -> SchemaState:
+def schema_state(url: str, options: EngineOptions | None = None) -> SchemaState:
     """
     Raises: as `migrate`.
     """
-    engine = sqlite_engine(url)
+    transactions: Transactions = transactions_of(url, options or EngineOptions())
     try:
-        with translated(), engine.connect() as connection, connection.begin():
+        with transactions.read() as connection:
             return schema_state_of(connection)
     finally:
-        engine.dispose()
+        transactions.engine.dispose()
 
 
 def schema_state_of(connection: Connection) -> SchemaState:

@@ -13,6 +13,8 @@ from kms_service.domain.ports import Page
 
 T = TypeVar("T")
 
+_LARGEST = 2**63 - 1  # of what a database can compare with
+
 
 def encode_token(*position: str | int) -> str:
     """A token for the position of the last item of a page."""
@@ -32,9 +34,15 @@ def decode_token(token: str, *kinds: type) -> Sequence[str | int] | None:
         position = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
     except (ValueError, binascii.Error, RecursionError):
         position = None
-    if not isinstance(position, list) or [type(part) for part in position] != list(kinds):
+    if not isinstance(position, list) or not _is_ours(position, kinds):
         raise InvalidField("page_token", "must be a next_page_token of this method, unchanged")
     return position
+
+
+def _is_ours(position: Sequence[object], kinds: Sequence[type]) -> bool:
+    return [type(part) for part in position] == list(kinds) and all(
+        0 <= part <= _LARGEST for part in position if isinstance(part, int)
+    )
 
 
 def page_of(found: Sequence[T], page_size: int, token_of: Callable[[T], str]) -> Page[T]:

@@ -25,8 +25,9 @@ metadata = MetaData(
     }
 )
 
-_ID = String(63)
-_UID = String(32)
+# Sorted by bytes on every database, as SQLite does: pages go by these.
+_ID = String(63).with_variant(String(63, collation="C"), "postgresql")
+_UID = String(32).with_variant(String(32, collation="C"), "postgresql")
 
 projects = Table(
     "projects",

@@ -1,14 +1,15 @@
-"""The database port: transactions with five tables in them, and the clock's mark."""
+"""The database port: transactions with the tables in them, and the clock's mark."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cached_property
+from typing import TypeVar
 
-from sqlalchemy import Connection, select
-from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy import Connection, func, select
+from sqlalchemy.dialects import postgresql, sqlite
 
 from kms_service.adapters.database import schema
 from kms_service.adapters.database.catalogue_tables import (
@@ -16,12 +17,14 @@ from kms_service.adapters.database.catalogue_tables import (
     SqlModelTable,
     SqlProjectTable,
 )
-from kms_service.adapters.database.engine import Transactions, sqlite_engine
+from kms_service.adapters.database.engine import POSTGRESQL, EngineOptions, transactions_of
 from kms_service.adapters.database.lease_table import SqlLeaseTable
 from kms_service.adapters.database.migrate import SchemaState, schema_state_of
 from kms_service.adapters.database.times import from_us, to_us
 from kms_service.adapters.database.version_table import SqlVersionTable
 from kms_service.domain.errors import StateUnavailable
+
+T = TypeVar("T")
 
 
 class SqlTransaction:
@@ -52,17 +55,19 @@ class SqlTransaction:
 
 
 class SqlDatabase:
-    """Implements `domain.ports.Database`. Safe to use from many threads, of one process.
+    """Implements `domain.ports.Database`, and `adapters.clock.MarkStore`. Safe to use from many
+    threads; on PostgreSQL also from many processes.
 
     Args:
-        url: `sqlite:///FILE`; migrated (see `migrate`).
+        url: `sqlite:///FILE` or `postgresql://…`; migrated (see `migrate`).
 
     Raises:
-        ConfigurationError: another database, or a SQLite library that loses transactions.
+        ConfigurationError: another database, or one not to be trusted with keys.
     """
 
-    def __init__(self, url: str) -> None:
-        self._transactions = Transactions(sqlite_engine(url))
+    def __init__(self, url: str, options: EngineOptions | None = None) -> None:
+        self._transactions = transactions_of(url, options or EngineOptions())
+        self._shared = url.startswith(POSTGRESQL)
 
     @contextmanager
     def read(self) -> Iterator[SqlTransaction]:
@@ -74,10 +79,24 @@ class SqlDatabase:
         with self._transactions.write() as connection:
             yield SqlTransaction(connection)
 
+    def transact(self, work: Callable[[SqlTransaction], T]) -> T:
+        return self._transactions.transact(lambda connection: work(SqlTransaction(connection)))
+
     def probe(self) -> None:
+        """A newer schema is no reason to stop serving: migrations only add within a release
+        (docs/guides/postgresql.md), so that the old replica serves until the new one does."""
         with self._transactions.read() as connection:
-            if schema_state_of(connection) is not SchemaState.CURRENT:
-                raise StateUnavailable("the database's schema is not this version's")
+            state = schema_state_of(connection)
+        if state not in (SchemaState.CURRENT, SchemaState.NEWER):
+            raise StateUnavailable("the database's schema is not this version's")
+
+    def wall(self) -> datetime:
+        """The clock that all who share this database go by: PostgreSQL's, or this machine's."""
+        if not self._shared:
+            return datetime.now(UTC)
+        with self._transactions.read() as connection:
+            time: datetime = connection.execute(select(func.clock_timestamp())).scalar_one()
+        return time.astimezone(UTC)
 
     def clock_mark(self) -> datetime | None:
         """The highest logical time ever stored; None at first."""
@@ -85,16 +104,21 @@ class SqlDatabase:
             mark = connection.execute(select(schema.clock.c.mark_us)).scalar_one_or_none()
         return from_us(mark) if mark is not None else None
 
-    def store_clock_mark(self, mark: datetime) -> None:
-        """Store it, unless a higher one is there."""
+    def store_clock_mark(self, mark: datetime) -> datetime:
+        """Store it, unless a higher one is there; the higher one."""
+        insert = postgresql.insert if self._shared else sqlite.insert
         row = insert(schema.clock).values(id=1, mark_us=to_us(mark))
         raised = row.on_conflict_do_update(
             index_elements=["id"],
             set_={"mark_us": row.excluded.mark_us},
             where=row.excluded.mark_us > schema.clock.c.mark_us,
         )
-        with self._transactions.write() as connection:
+
+        def store(connection: Connection) -> datetime:
             connection.execute(raised)
+            return from_us(connection.execute(select(schema.clock.c.mark_us)).scalar_one())
+
+        return self._transactions.transact(store)
 
     def close(self) -> None:
         self._transactions.engine.dispose()

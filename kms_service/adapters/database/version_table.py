@@ -18,6 +18,7 @@ from kms_service.domain.names import ModelName, ProjectName, VersionName
 from kms_service.domain.ports import Page
 
 _TABLE = schema.versions
+_LAST_NUMBER = 2**31 - 1  # of the column
 
 
 class SqlVersionTable:
@@ -80,7 +81,7 @@ class SqlVersionTable:
             .limit(page_size + 1)
         )
         if (after := decode_token(page_token, int)) is not None:
-            query = query.where(_TABLE.c.number < after[0])
+            query = query.where(_TABLE.c.number < min(int(after[0]), _LAST_NUMBER))
         items = [_version(row) for row in self._connection.execute(query)]
         return page_of(items, page_size, lambda version: encode_token(version.name.number))
 
@@ -90,6 +91,19 @@ class SqlVersionTable:
             .where(
                 _TABLE.c.state == VersionState.PENDING.value,
                 _TABLE.c.create_time_us < to_us(created_before),
+            )
+            .order_by(_TABLE.c.create_time_us)
+            .limit(limit)
+        )
+        return [_version(row) for row in rows]
+
+    def never_finalized(self, created_after: datetime, limit: int) -> Sequence[Version]:
+        rows = self._connection.execute(
+            select(_TABLE)
+            .where(
+                _TABLE.c.state == VersionState.DESTROYED.value,
+                _TABLE.c.create_time_us > to_us(created_after),
+                _TABLE.c.pin_length_bytes.is_(None),
             )
             .order_by(_TABLE.c.create_time_us)
             .limit(limit)

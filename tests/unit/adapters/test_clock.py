@@ -17,8 +17,9 @@ class Marks:
     def clock_mark(self) -> datetime | None:
         return self.mark
 
-    def store_clock_mark(self, mark: datetime) -> None:
-        self.mark = mark
+    def store_clock_mark(self, mark: datetime) -> datetime:
+        self.mark = mark if self.mark is None else max(self.mark, mark)
+        return self.mark
 
 
 class Machine:

@@ -159,12 +159,31 @@ def test_wrong_values_are_told_by_field(tmp_path: Path, old: str, new: str, prob
     assert problems(write(tmp_path, GOOD.replace(old, new))) == [problem]
 
 
-@pytest.mark.parametrize("url", ["postgresql://x", "sqlite://", "sqlite:///:memory:", "sqlite:///"])
-def test_database_must_be_a_file(tmp_path: Path, url: str) -> None:
+@pytest.mark.parametrize("url", ["mysql://x/y", "sqlite://", "sqlite:///:memory:", "sqlite:///"])
+def test_database_must_be_a_file_or_a_postgresql_url(tmp_path: Path, url: str) -> None:
     file = write(tmp_path, f'{GOOD}[database]\nurl = "{url}"\n')
     assert problems(file) == [
-        'database.url: must be "sqlite:///FILE", such as "sqlite:///modelkms.db"'
+        (
+            'database.url: must be "sqlite:///FILE", such as "sqlite:///modelkms.db", or '
+            '"postgresql://USER@HOST/NAME"'
+        )
     ]
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql://kms:CANARY@db/kms", "postgresql://kms@db/kms?password=CANARY"]
+)
+def test_a_password_in_the_database_url_is_refused_and_not_echoed(tmp_path: Path, url: str) -> None:
+    file = write(tmp_path, f'{GOOD}[database]\nurl = "{url}"\n')
+    assert problems(file) == [
+        "database.url: must hold no password: name a file in database.password_file"
+    ]
+
+
+def test_a_postgresql_url_of_several_hosts_stays_as_it_is(tmp_path: Path) -> None:
+    url = "postgresql://kms@one:5432,two:5432/kms?application_name=a"
+    file = write(tmp_path, f'{GOOD}[database]\nurl = "{url}"\n')
+    assert load(file, {}).database.url == url
 
 
 def test_no_file_and_no_toml(tmp_path: Path) -> None:

@@ -14,6 +14,9 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
+_ID = sa.String(63).with_variant(sa.String(63, collation="C"), "postgresql")
+_UID = sa.String(32).with_variant(sa.String(32, collation="C"), "postgresql")
+
 
 def upgrade() -> None:
     op.create_table(
@@ -24,11 +27,11 @@ def upgrade() -> None:
     )
     op.create_table(
         "leases",
-        sa.Column("project", sa.String(length=63), nullable=False),
-        sa.Column("lease", sa.String(length=32), nullable=False),
-        sa.Column("model", sa.String(length=63), nullable=False),
+        sa.Column("project", _ID, nullable=False),
+        sa.Column("lease", _UID, nullable=False),
+        sa.Column("model", _ID, nullable=False),
         sa.Column("number", sa.Integer(), nullable=False),
-        sa.Column("version_uid", sa.String(length=32), nullable=False),
+        sa.Column("version_uid", _UID, nullable=False),
         sa.Column("principal", sa.String(length=2048), nullable=False),
         sa.Column("instance", sa.String(length=64), nullable=False),
         sa.Column("issue_time_us", sa.BigInteger(), nullable=False),
@@ -55,15 +58,15 @@ def upgrade() -> None:
 
     op.create_table(
         "projects",
-        sa.Column("project", sa.String(length=63), nullable=False),
+        sa.Column("project", _ID, nullable=False),
         sa.Column("master_key", sa.String(length=255), nullable=False),
         sa.Column("create_time_us", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("project", name=op.f("pk_projects")),
     )
     op.create_table(
         "models",
-        sa.Column("project", sa.String(length=63), nullable=False),
-        sa.Column("model", sa.String(length=63), nullable=False),
+        sa.Column("project", _ID, nullable=False),
+        sa.Column("model", _ID, nullable=False),
         sa.Column("create_time_us", sa.BigInteger(), nullable=False),
         sa.Column("labels", sa.Text(), nullable=False),
         sa.Column("last_number", sa.Integer(), nullable=False),
@@ -72,14 +75,14 @@ def upgrade() -> None:
     )
     op.create_table(
         "versions",
-        sa.Column("project", sa.String(length=63), nullable=False),
-        sa.Column("model", sa.String(length=63), nullable=False),
+        sa.Column("project", _ID, nullable=False),
+        sa.Column("model", _ID, nullable=False),
         sa.Column("number", sa.Integer(), nullable=False),
-        sa.Column("uid", sa.String(length=32), nullable=False),
+        sa.Column("uid", _UID, nullable=False),
         sa.Column("state", sa.String(length=32), nullable=False),
         sa.Column("publisher", sa.String(length=2048), nullable=False),
         sa.Column("request_id", sa.String(length=36), nullable=False),
-        sa.Column("artifact_id", sa.String(length=32), nullable=False),
+        sa.Column("artifact_id", _UID, nullable=False),
         sa.Column("wrapped_key", sa.Text(), nullable=False),
         sa.Column("master_key_version", sa.Integer(), nullable=False),
         sa.Column("create_time_us", sa.BigInteger(), nullable=False),
@@ -118,9 +121,9 @@ def upgrade() -> None:
 
     op.create_table(
         "aliases",
-        sa.Column("project", sa.String(length=63), nullable=False),
-        sa.Column("model", sa.String(length=63), nullable=False),
-        sa.Column("alias", sa.String(length=63), nullable=False),
+        sa.Column("project", _ID, nullable=False),
+        sa.Column("model", _ID, nullable=False),
+        sa.Column("alias", _ID, nullable=False),
         sa.Column("number", sa.Integer(), nullable=False),
         sa.Column("update_time_us", sa.BigInteger(), nullable=False),
         sa.ForeignKeyConstraint(

@@ -1,0 +1,129 @@
+"""SQLite: one process, one file.
+
+pysqlite3 bundles a current SQLite: systems' own often have the WAL-reset bug (3.7.0 to 3.51.2),
+which can lose a committed transaction.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from pysqlite3 import dbapi2 as sqlite
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError
+
+from kms_service.adapters.database.engine import EngineOptions, translated
+from kms_service.domain.errors import (
+    ConfigurationError,
+    ServiceError,
+    StateConflict,
+    StateCorrupt,
+    StateUnavailable,
+)
+
+T = TypeVar("T")
+
+_FIRST_WITHOUT_WAL_RESET_BUG = (3, 51, 3)
+_BUSY_TIMEOUT_S = 5.0
+
+# sqlite3_errcode primary codes (https://sqlite.org/rescode.html).
+_CORRUPT, _NOT_A_DATABASE = 11, 26
+
+
+class SqliteTransactions:
+    """Implements `engine.Transactions`.
+
+    Writers of this process queue on a lock of ours: SQLite's own waiting is a poll with sleeps.
+
+    Raises:
+        ConfigurationError: no file is named, or this SQLite has the WAL-reset bug.
+    """
+
+    def __init__(self, url: str, options: EngineOptions) -> None:
+        self.engine = _engine(url, options.connections)
+        self._writer = threading.Lock()
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        with translated(meaning_of), self.engine.connect() as connection, connection.begin():
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        if not self._writer.acquire(timeout=_BUSY_TIMEOUT_S):
+            raise StateUnavailable
+        try:
+            with translated(meaning_of), self.engine.connect() as plain:
+                connection = plain.execution_options(writes=True)
+                with connection.begin():
+                    yield connection
+        finally:
+            self._writer.release()
+
+    def transact(self, work: Callable[[Connection], T]) -> T:
+        """Once: writers take turns here, so that none loses against another."""
+        with self.write() as connection:
+            return work(connection)
+
+    @contextmanager
+    def upgrade(self) -> Iterator[Connection]:
+        with self.write() as connection:
+            yield connection
+
+
+def _engine(url: str, connections: int) -> Engine:
+    """WAL, every commit synced, deleted content overwritten."""
+    _refuse_buggy_library(sqlite.sqlite_version_info)
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise ConfigurationError(f"database.url: not a database URL ({error})") from error
+    if not parsed.database:
+        raise ConfigurationError("database.url: must be sqlite:///FILE")
+    engine = create_engine(
+        parsed,
+        module=sqlite,
+        pool_size=connections,
+        max_overflow=0,
+        connect_args={"timeout": _BUSY_TIMEOUT_S, "isolation_level": None},
+    )
+    event.listen(engine, "connect", _prepare)
+    event.listen(engine, "begin", _begin)
+    return engine
+
+
+def _refuse_buggy_library(version: tuple[int, ...]) -> None:
+    if version < _FIRST_WITHOUT_WAL_RESET_BUG:
+        raise ConfigurationError(
+            f"SQLite {'.'.join(map(str, version))} can lose committed transactions (WAL-reset "
+            "bug, mended in 3.51.3); install a newer pysqlite3"
+        )
+
+
+def _prepare(connection: Any, _record: object) -> None:
+    for pragma in (
+        "journal_mode=WAL",
+        "synchronous=FULL",
+        "secure_delete=ON",
+        "foreign_keys=ON",
+        "trusted_schema=OFF",
+    ):
+        connection.execute(f"PRAGMA {pragma}").close()
+
+
+def _begin(connection: Connection) -> None:
+    """pysqlite's own BEGIN comes too late: a writer takes its lock here, or not at all."""
+    writes = connection.get_execution_options().get("writes", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def meaning_of(error: DatabaseError) -> ServiceError:
+    """StateUnavailable, StateCorrupt, or StateConflict for an integrity error nobody expected."""
+    if isinstance(error, IntegrityError):
+        return StateConflict()
+    code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
+    return StateCorrupt() if code in (_CORRUPT, _NOT_A_DATABASE) else StateUnavailable()

@@ -1,0 +1,463 @@
+"""One suite for the port `Database`: SQLite and PostgreSQL, real ones."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import TypeVar
+
+import pytest
+from pysqlite3 import dbapi2 as sqlite
+
+from kms_service.adapters.database import SqlDatabase, migrate
+from kms_service.adapters.database.pages import encode_token
+from kms_service.adapters.database.schema import metadata
+from kms_service.domain.catalogue import (
+    NO_DATA_KEY,
+    Alias,
+    ArtifactPin,
+    Model,
+    Project,
+    Version,
+    VersionState,
+    WrappedDataKey,
+)
+from kms_service.domain.errors import (
+    ConcurrentUpdate,
+    InvalidField,
+    ResourceExists,
+    StateConflict,
+)
+from kms_service.domain.leases import Lease
+from kms_service.domain.names import AliasName, LeaseName, ModelName, ProjectName, VersionName
+from kms_service.domain.ports import Database, LeaseFilter, Page, Transaction
+from tests.support.postgresql import PostgresServer
+
+pytestmark = pytest.mark.xdist_group("postgresql")
+
+NOW = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
+DEMO = ProjectName("demo")
+FACE = ModelName("demo", "face")
+PIN = ArtifactPin(2**40 + 1, b"\x00" * 32, b"\xff" * 32)
+
+
+T = TypeVar("T")
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def migrated(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[SqlDatabase, Callable[[], object]]]:
+    """A database, and what empties it."""
+    if request.param == "sqlite":
+        url = f"sqlite:///{tmp_path_factory.mktemp('sqlite')}/state.db"
+        empty = functools.partial(_empty_file, url.removeprefix("sqlite:///"))
+    else:
+        postgres: PostgresServer = request.getfixturevalue("postgres")
+        url = postgres.new_database()
+        empty = functools.partial(postgres.empty, url)
+    migrate(url)
+    database = SqlDatabase(url)
+    yield database, empty
+    database.close()
+
+
+@pytest.fixture
+def database(migrated: tuple[SqlDatabase, Callable[[], object]]) -> SqlDatabase:
+    """Migrated and empty."""
+    migrated[1]()
+    return migrated[0]
+
+
+def _empty_file(file: str) -> None:
+    with closing(sqlite.connect(file)) as connection:
+        for table in reversed(metadata.sorted_tables):
+            connection.execute(f"DELETE FROM {table.name}")
+        connection.commit()
+
+
+@pytest.fixture
+def filled(database: SqlDatabase) -> SqlDatabase:
+    """With the project demo and its model face."""
+    with database.write() as tx:
+        tx.projects.insert(Project(DEMO, "modelkms-demo", NOW))
+        tx.models.insert(Model(FACE, NOW, {"tier": "gold", "ä": "ü"}))
+    return database
+
+
+def version(number: int, **changes: object) -> Version:
+    whole = Version(
+        name=VersionName("demo", "face", number),
+        uid=f"{number:032x}",
+        state=VersionState.PENDING,
+        publisher="spiffe://test.example/publisher/a",
+        request_id=f"00000000-0000-0000-0000-{number:012d}",
+        artifact_id=f"{number + 2**100:032x}",
+        wrapped_key=WrappedDataKey(f"vault:v1:key{number}", 1),
+        create_time=NOW + timedelta(seconds=number),
+    )
+    return replace(whole, **changes)  # type: ignore[arg-type]
+
+
+def lease(number: int, **changes: object) -> Lease:
+    whole = Lease(
+        name=LeaseName("demo", f"{number:032x}"),
+        version=VersionName("demo", "face", 1),
+        version_uid=f"{1:032x}",
+        principal="spiffe://test.example/reader/a",
+        instance="ab" * 32,
+        issue_time=NOW + timedelta(seconds=number),
+        expire_time=NOW + timedelta(hours=1),
+        absolute_end_time=NOW + timedelta(hours=12),
+    )
+    return replace(whole, **changes)  # type: ignore[arg-type]
+
+
+def everything(list_page: Callable[[str], Page[T]]) -> list[T]:
+    items: list[T] = []
+    token = ""
+    while True:
+        page = list_page(token)
+        items += page.items
+        token = page.next_page_token
+        if not token:
+            return items
+
+
+def fail_after(act: Callable[[T], object], argument: T) -> None:
+    act(argument)
+    raise ZeroDivisionError
+
+
+# --- transactions ---------------------------------------------------------------------------------
+
+
+def test_what_is_committed_is_read_and_what_fails_is_not(database: SqlDatabase) -> None:
+    project = Project(DEMO, "modelkms-demo", NOW)
+    with database.write() as tx:
+        tx.projects.insert(project)
+    with pytest.raises(ZeroDivisionError), database.write() as tx:
+        fail_after(tx.projects.insert, replace(project, name=ProjectName("other")))
+    with database.read() as tx:
+        assert tx.projects.get(DEMO) == project
+        assert tx.projects.get(ProjectName("other")) is None
+
+
+def test_a_reader_sees_one_snapshot(filled: SqlDatabase) -> None:
+    with filled.read() as before:
+        assert before.versions.get(version(1).name) is None
+        with filled.write() as tx:
+            tx.versions.insert(version(1))
+        assert before.versions.get(version(1).name) is None
+    with filled.read() as after:
+        assert after.versions.get(version(1).name) == version(1)
+
+
+def test_transact_gives_what_the_work_gives(filled: SqlDatabase) -> None:
+    assert filled.transact(lambda tx: tx.versions.next_number(FACE)) == 1
+    assert filled.transact(lambda tx: tx.versions.next_number(FACE)) == 2
+
+
+def test_transact_rolls_back_what_raises_and_does_not_repeat_it(filled: SqlDatabase) -> None:
+    calls = []
+
+    def work(tx: Transaction) -> None:
+        calls.append(tx.versions.next_number(FACE))
+        raise ConcurrentUpdate
+
+    with pytest.raises(ConcurrentUpdate):
+        filled.transact(work)
+    assert calls == [1]
+    assert filled.transact(lambda tx: tx.versions.next_number(FACE)) == 1
+
+
+def test_concurrent_writers_lose_nothing(filled: SqlDatabase) -> None:
+    """Each reads, then writes what it read: lost updates and skew would show as a number twice."""
+
+    def one(_: int) -> int:
+        def work(tx: Transaction) -> int:
+            count = len(tx.leases.list(LeaseFilter("demo"), 1000, "").items)
+            tx.leases.insert(lease(count + 1))
+            return count + 1
+
+        for _attempt in range(100):
+            try:
+                return filled.transact(work)
+            except StateConflict:
+                continue
+        raise AssertionError("never got through")
+
+    with ThreadPoolExecutor(4) as pool:
+        numbers = sorted(pool.map(one, range(24)))
+    assert numbers == list(range(1, 25))
+
+
+def test_a_lease_never_outlives_a_racing_disable(filled: SqlDatabase) -> None:
+    """What use cases rely on: read ENABLED, insert a lease; against: disable, revoke all. Each
+    reads what the other writes, so one of them has to lose."""
+    enabled = version(1, state=VersionState.ENABLED, pin=PIN)
+    filled.transact(lambda tx: tx.versions.insert(enabled))
+    for round_number in range(10):
+        gate = threading.Barrier(2)
+
+        def issue(number: int = round_number, gate: threading.Barrier = gate) -> None:
+            def work(tx: Transaction) -> None:
+                found = tx.versions.get(enabled.name)
+                if found is not None and found.state is VersionState.ENABLED:
+                    tx.leases.insert(lease(number + 1))
+
+            gate.wait()
+            filled.transact(work)
+
+        def disable(gate: threading.Barrier = gate) -> None:
+            def work(tx: Transaction) -> None:
+                found = tx.versions.get(enabled.name)
+                assert found is not None
+                tx.versions.update(found.disable())
+                tx.leases.revoke(LeaseFilter("demo", model="face", number=1), NOW)
+
+            gate.wait()
+            filled.transact(work)
+
+        with ThreadPoolExecutor(2) as pool:
+            for future in [pool.submit(issue), pool.submit(disable)]:
+                future.result()
+        with filled.read() as tx:
+            assert tx.leases.count_live(NOW) == 0
+        enable = filled.transact
+
+        def back(tx: Transaction) -> None:
+            found = tx.versions.get(enabled.name)
+            assert found is not None
+            tx.versions.update(found.enable())
+
+        enable(back)
+
+
+def test_probe(database: SqlDatabase) -> None:
+    database.probe()
+
+
+# --- projects, models, aliases --------------------------------------------------------------------
+
+
+def test_projects(database: SqlDatabase) -> None:
+    # Sorted by bytes on both: "-" before digits before letters, whatever the locale says.
+    names = ["a", "a-b", "a0", "aa", "b"]
+    for name in reversed(names):
+        with database.write() as tx:
+            tx.projects.insert(Project(ProjectName(name), f"k-{name}", NOW))
+    with pytest.raises(ResourceExists), database.write() as tx:
+        tx.projects.insert(Project(ProjectName("a"), "k", NOW))
+    with database.read() as tx:
+        found = everything(lambda token: tx.projects.list(2, token))
+        assert found == [Project(ProjectName(name), f"k-{name}", NOW) for name in names]
+        with pytest.raises(InvalidField):
+            tx.projects.list(2, "nonsense")
+
+
+def test_models(filled: SqlDatabase) -> None:
+    with filled.write() as tx:
+        tx.models.insert(Model(ModelName("demo", "eye"), NOW))
+    with pytest.raises(ResourceExists), filled.write() as tx:
+        tx.models.insert(Model(FACE, NOW))
+    with filled.read() as tx:
+        assert tx.models.get(FACE) == Model(FACE, NOW, {"tier": "gold", "ä": "ü"})
+        assert tx.models.get(ModelName("demo", "none")) is None
+        found = everything(lambda token: tx.models.list(DEMO, 1, token))
+    assert [str(model.name) for model in found] == [
+        "projects/demo/models/eye",
+        "projects/demo/models/face",
+    ]
+
+
+def test_aliases(filled: SqlDatabase) -> None:
+    names = [AliasName("demo", "face", alias) for alias in ("beta", "stable")]
+    with filled.write() as tx:
+        for number in (1, 2):
+            tx.versions.insert(version(number))
+        for name in names:
+            tx.aliases.put(Alias(name, 1, NOW))
+        tx.aliases.put(Alias(names[1], 2, NOW + timedelta(seconds=1)))
+    with filled.read() as tx:
+        assert tx.aliases.get(names[1]) == Alias(names[1], 2, NOW + timedelta(seconds=1))
+        assert tx.aliases.get(AliasName("demo", "face", "none")) is None
+        assert tx.aliases.of_versions(FACE) == {1: ("beta",), 2: ("stable",)}
+        found = everything(lambda token: tx.aliases.list(FACE, 1, token))
+    assert [alias.name for alias in found] == names
+
+
+# --- versions -------------------------------------------------------------------------------------
+
+
+def test_versions_come_back_whole(filled: SqlDatabase) -> None:
+    pinned = version(2, state=VersionState.ENABLED, pin=PIN, finalize_time=NOW, revision=7)
+    with filled.write() as tx:
+        tx.versions.insert(version(1))
+        tx.versions.insert(pinned)
+    with filled.read() as tx:
+        assert tx.versions.get(version(1).name) == version(1)
+        assert tx.versions.get(pinned.name) == pinned
+        assert tx.versions.get(version(3).name) is None
+        by_request = tx.versions.get_by_request(FACE, pinned.publisher, pinned.request_id)
+        assert by_request == pinned
+        assert tx.versions.get_by_request(FACE, "other", pinned.request_id) is None
+
+
+@pytest.mark.parametrize(
+    "clash",
+    [
+        {"uid": version(1).uid},
+        {"request_id": version(1).request_id},
+        {"artifact_id": version(1).artifact_id},
+        {"name": version(1).name},
+    ],
+    ids=lambda clash: next(iter(clash)),
+)
+def test_what_must_be_unique(filled: SqlDatabase, clash: dict[str, object]) -> None:
+    with filled.write() as tx:
+        tx.versions.insert(version(1))
+    with pytest.raises(ConcurrentUpdate), filled.write() as tx:
+        tx.versions.insert(version(2, **clash))
+
+
+def test_numbers_are_never_given_twice(filled: SqlDatabase) -> None:
+    with filled.write() as tx:
+        assert [tx.versions.next_number(FACE) for _ in range(3)] == [1, 2, 3]
+    with pytest.raises(ZeroDivisionError), filled.write() as tx:
+        fail_after(tx.versions.next_number, FACE)
+    with filled.write() as tx:
+        assert tx.versions.next_number(FACE) == 4
+
+
+def test_update_compares_the_revision(filled: SqlDatabase) -> None:
+    first = version(1)
+    with filled.write() as tx:
+        tx.versions.insert(first)
+    enabled = first.finalize(PIN, NOW)
+    with filled.write() as tx:
+        tx.versions.update(enabled)
+    with pytest.raises(ConcurrentUpdate), filled.write() as tx:
+        tx.versions.update(enabled)
+    with filled.read() as tx:
+        assert tx.versions.get(first.name) == enabled
+
+
+def test_pages_of_versions(filled: SqlDatabase) -> None:
+    with filled.write() as tx:
+        for number in range(1, 8):
+            tx.versions.insert(version(number))
+    with filled.read() as tx:
+        for size in (1, 3, 7, 8):
+            found = everything(functools.partial(tx.versions.list, FACE, size))
+            assert found == [version(number) for number in range(7, 0, -1)]
+        assert everything(lambda token: tx.versions.list(ModelName("demo", "x"), 5, token)) == []
+
+
+@pytest.mark.parametrize("position", ["[-1]", "[9223372036854775808]", "[1.5]", '["a"]', "[true]"])
+def test_page_tokens_that_are_none_of_ours(filled: SqlDatabase, position: str) -> None:
+    token = base64.urlsafe_b64encode(position.encode()).decode().rstrip("=")
+    with filled.read() as tx, pytest.raises(InvalidField):
+        tx.versions.list(FACE, 5, token)
+
+
+def test_a_page_token_past_every_number(filled: SqlDatabase) -> None:
+    with filled.write() as tx:
+        tx.versions.insert(version(1))
+    with filled.read() as tx:
+        assert tx.versions.list(FACE, 5, encode_token(2**62)).items == [version(1)]
+
+
+def test_what_was_never_finalized(filled: SqlDatabase) -> None:
+    destroyed = version(3, state=VersionState.DESTROYED, wrapped_key=NO_DATA_KEY)
+    pinned = version(4, state=VersionState.DESTROYED, wrapped_key=NO_DATA_KEY, pin=PIN)
+    with filled.write() as tx:
+        for each in (version(1), version(2), destroyed, pinned):
+            tx.versions.insert(each)
+    with filled.read() as tx:
+        assert tx.versions.pending_before(NOW + timedelta(seconds=2), 10) == [version(1)]
+        assert tx.versions.pending_before(NOW + timedelta(hours=1), 1) == [version(1)]
+        assert tx.versions.never_finalized(NOW, 10) == [destroyed]
+        assert tx.versions.never_finalized(destroyed.create_time, 10) == []
+
+
+def test_keys_are_counted_by_master_key_version(filled: SqlDatabase) -> None:
+    with filled.write() as tx:
+        for number, wrapped in ((1, 1), (2, 1), (3, 2)):
+            key = WrappedDataKey(f"vault:v{wrapped}:x", wrapped)
+            tx.versions.insert(version(number, wrapped_key=key))
+        gone = version(4, state=VersionState.DESTROYED, wrapped_key=NO_DATA_KEY)
+        tx.versions.insert(gone)
+    with filled.read() as tx:
+        assert tx.versions.count_by_master_key_version(DEMO) == {1: 2, 2: 1}
+        assert tx.versions.count_by_master_key_version(ProjectName("other")) == {}
+
+
+# --- leases ---------------------------------------------------------------------------------------
+
+
+def test_leases_renewed_and_revoked(filled: SqlDatabase) -> None:
+    first = lease(1)
+    with filled.write() as tx:
+        tx.leases.insert(first)
+    renewed = replace(first, renewals=1, expire_time=NOW + timedelta(hours=2))
+    with filled.write() as tx:
+        tx.leases.renew(renewed)
+    with pytest.raises(ConcurrentUpdate), filled.write() as tx:
+        tx.leases.renew(renewed)
+    with filled.read() as tx:
+        assert tx.leases.get(first.name) == renewed
+        assert tx.leases.get(LeaseName("demo", "f" * 32)) is None
+    for ended in (1, 0):
+        with filled.write() as tx:
+            assert tx.leases.revoke(first.name, NOW) == ended
+    with pytest.raises(ConcurrentUpdate), filled.write() as tx:
+        tx.leases.renew(replace(renewed, renewals=2))
+    with filled.read() as tx:
+        assert tx.leases.get(first.name) == replace(renewed, revoke_time=NOW)
+
+
+def test_leases_filtered_and_paged(filled: SqlDatabase) -> None:
+    other = "spiffe://test.example/reader/b"
+    with filled.write() as tx:
+        for number in range(1, 6):
+            # Issued at the same time by twos, so that pages go by the id as well.
+            tx.leases.insert(lease(number, issue_time=NOW + timedelta(seconds=number // 2)))
+        tx.leases.insert(lease(9, principal=other))
+        assert tx.leases.revoke(LeaseFilter("demo", principal=other), NOW) == 1
+    with filled.read() as tx:
+        assert tx.leases.count_live(NOW) == 5
+        assert tx.leases.count_live(NOW + timedelta(hours=1)) == 0
+        of_other = tx.leases.list(LeaseFilter("demo", principal=other), 10, "").items
+        assert [each.name.lease[-1] for each in of_other] == ["9"]
+        live = LeaseFilter("demo", model="face", number=1, live_at=NOW)
+        for size in (1, 2, 5):
+            found = everything(functools.partial(tx.leases.list, live, size))
+            assert [each.name.lease[-1] for each in found] == list("54321")
+
+
+# --- the clock's mark -----------------------------------------------------------------------------
+
+
+def test_f21_the_clock_mark_never_goes_back(database: SqlDatabase) -> None:
+    assert database.clock_mark() is None
+    assert database.store_clock_mark(NOW) == NOW
+    assert database.store_clock_mark(NOW - timedelta(hours=1)) == NOW
+    assert database.clock_mark() == NOW
+    later = NOW + timedelta(microseconds=1)
+    assert database.store_clock_mark(later) == later
+
+
+def test_the_wall_clock(database: SqlDatabase) -> None:
+    assert abs(database.wall() - datetime.now(UTC)) < timedelta(minutes=1)
+
+
+def test_is_a_database(database: SqlDatabase) -> None:
+    port: Database = database
+    assert port is database
