@@ -82,9 +82,15 @@ def lay_out(files: Iterable[tuple[str, int]]) -> Iterator[Member]:
     """Where each file goes; `files` are (name, size in bytes), by ascending name."""
     at = 0
     for name, size_bytes in files:
-        offset = _aligned(at + _LOCAL_OVERHEAD + len(name.encode()))
-        yield Member(name, size_bytes, offset, at)
-        at = offset + size_bytes + _DESCRIPTOR.size
+        member = placed(name, size_bytes, at)
+        yield member
+        at = directory_offset(member)
+
+
+def placed(name: str, size_bytes: int, header_offset: int) -> Member:
+    """A file whose local header begins at `header_offset`."""
+    offset = _aligned(header_offset + _LOCAL_OVERHEAD + len(name.encode()))
+    return Member(name, size_bytes, offset, header_offset)
 
 
 def directory_offset(last: Member) -> int:
@@ -92,11 +98,16 @@ def directory_offset(last: Member) -> int:
     return last.end + _DESCRIPTOR.size
 
 
+def directory_entry_bytes(member: Member) -> int:
+    """Length of a member's entry in the directory."""
+    return _ENTRY_OVERHEAD + len(member.name.encode())
+
+
 def archive_bytes(members: Iterable[Member]) -> int:
     """Length of the whole archive. `members` are not empty."""
     directory_bytes, end = 0, 0
     for member in members:
-        directory_bytes += _ENTRY_OVERHEAD + len(member.name.encode())
+        directory_bytes += directory_entry_bytes(member)
         end = directory_offset(member)
     return end + directory_bytes + TAIL_BYTES
 

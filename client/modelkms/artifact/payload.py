@@ -11,17 +11,16 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from modelkms.artifact.buffers import FreshBytes, wipe
+from modelkms.artifact.buffers import FreshBytes, FreshMemory, wipe
 from modelkms.artifact.floe import Body, Decryptor
+from modelkms.artifact.parallel import CHUNK_BYTES, THREADS, Work
 from modelkms.artifact.sources import ArtifactSource, read_all_into
 
-CHUNK_BYTES = 1 << 20
-"""A thread reads and decrypts about so much ciphertext at once."""
-_THREADS = 2
 _PARALLEL_BYTES = 4 << 20
 """Below this a second thread costs more than it brings."""
 _CACHE_BYTES = 4 << 20
 _MIN_CACHED_SEGMENTS = 2
+_THREAD_NAME = "modelkms-decrypt"
 
 
 class Payload:
@@ -56,16 +55,14 @@ class Payload:
             ArtifactCorrupt: a segment that is needed does not authenticate; nothing is given out.
             OSError: the ciphertext cannot be read.
         """
-        length = max(0, min(length, self.length_bytes - offset))
-        result = FreshBytes(length)
-        try:
-            if length >= _PARALLEL_BYTES:
-                self._fill(offset, result.view, threads=_THREADS)
-            else:
-                self.read_into(offset, result.view)
-        except BaseException:
-            result.wipe()
-            raise
+        result = FreshBytes(max(0, min(length, self.length_bytes - offset)))
+        self._fill_or_wipe(offset, result)
+        return result.take()
+
+    def memory(self, offset: int, length: int) -> memoryview:
+        """As `read`, into writable memory of its own mapping, aligned for huge pages."""
+        result = FreshMemory(max(0, min(length, self.length_bytes - offset)))
+        self._fill_or_wipe(offset, result)
         return result.take()
 
     def read_into(self, offset: int, buffer: memoryview) -> int:
@@ -92,7 +89,7 @@ class Payload:
 
         Raises: as `read`, and what `give` raises.
         """
-        work = _Work(self._positions(offset, length), self._segments_each)
+        work = Work(self._positions(offset, length), self._segments_each)
 
         def run() -> None:
             scratch = _Scratch.of(self._body, self._segments_each, self._segments_each)
@@ -102,12 +99,10 @@ class Payload:
                     start = self._body.plain(positions[0]).start
                     inner = slice(max(offset - start, 0), min(offset + length - start, len(plain)))
                     give(start + inner.start - offset, plain[inner])
-            except BaseException as error:
-                work.fail(error)
             finally:
                 wipe(scratch.plain)
 
-        work.run(run, _THREADS if length >= _PARALLEL_BYTES else 1)
+        work.run(run, THREADS if length >= _PARALLEL_BYTES else 1, _THREAD_NAME)
 
     def verify(self) -> None:
         """Authenticate every segment.
@@ -122,11 +117,21 @@ class Payload:
 
     # --- large reads ----------------------------------------------------------------------------
 
+    def _fill_or_wipe(self, offset: int, result: FreshBytes | FreshMemory) -> None:
+        try:
+            if len(result.view) >= _PARALLEL_BYTES:
+                self._fill(offset, result.view, THREADS)
+            else:
+                self.read_into(offset, result.view)
+        except BaseException:
+            result.wipe()
+            raise
+
     def _fill(self, offset: int, view: memoryview, threads: int) -> None:
         """Decrypt into `view`, which is private until this returns. It holds unverified plaintext
         after a failure: the caller wipes it."""
         end = offset + len(view)
-        work = _Work(self._positions(offset, len(view)), self._segments_each)
+        work = Work(self._positions(offset, len(view)), self._segments_each)
 
         def run() -> None:
             scratch = _Scratch.of(self._body, self._segments_each, 1)
@@ -146,12 +151,10 @@ class Payload:
                             view[start - offset : stop - offset] = out[
                                 start - at.start : stop - at.start
                             ]
-            except BaseException as error:
-                work.fail(error)
             finally:
                 wipe(scratch.plain)
 
-        work.run(run, threads)
+        work.run(run, threads, _THREAD_NAME)
 
     @property
     def _segments_each(self) -> int:
@@ -242,7 +245,7 @@ class _SegmentCache:
             self._segments[position] = segment
             if replaced is None and len(self._segments) > self._size:
                 replaced = self._segments.popitem(last=False)[1]
-            if replaced is not None and len(self._spare) < _THREADS:
+            if replaced is not None and len(self._spare) < THREADS:
                 self._spare.append(replaced)
 
     def forget(self) -> None:
@@ -252,40 +255,3 @@ class _SegmentCache:
                 wipe(scratch.plain)
             self._segments.clear()
             self._spare.clear()
-
-
-class _Work:
-    """Positions that threads take from, a few at a time, until one of them fails."""
-
-    def __init__(self, positions: range, each: int) -> None:
-        self._positions = positions
-        self._each = each
-        self._lock = threading.Lock()
-        self._failure: BaseException | None = None
-
-    def take(self) -> range | None:
-        with self._lock:
-            if self._failure is not None or not self._positions:
-                return None
-            taken = self._positions[: self._each]
-            self._positions = self._positions[self._each :]
-            return taken
-
-    def fail(self, error: BaseException) -> None:
-        with self._lock:
-            self._failure = self._failure or error
-
-    def run(self, task: Callable[[], None], threads: int) -> None:
-        """Run `task` in so many threads, this one included; raise the first failure."""
-        helpers = [
-            threading.Thread(target=task, name="modelkms-decrypt") for _ in range(threads - 1)
-        ]
-        for helper in helpers:
-            helper.start()
-        try:
-            task()
-        finally:
-            for helper in helpers:
-                helper.join()
-        if self._failure is not None:
-            raise self._failure

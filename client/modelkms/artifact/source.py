@@ -1,7 +1,7 @@
-"""What is encrypted: a file, or a folder as an archive, read once from its start to its end.
+"""What is encrypted: a file or a folder, looked at before it is read and once more afterwards.
 
-A source is looked at, then read, then looked at again. Anything else than plain files and folders
-is refused (F49); whatever changes in between is found by inode, size and times of change.
+Anything else than plain files and folders is refused (F49); whatever changes in between is found by
+inode, size and times of change.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from __future__ import annotations
 import os
 import stat
 import time
-import zlib
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from modelkms.errors import PathUnusable, SourceChanged, SourceRejected
 _CLOCK_TICK_S = 0.02
 """Times of change of the kernel are so coarse at most."""
 
-_Identity = tuple[int, ...]
+Identity = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +33,7 @@ class SourceFile:
     name: str
     path: Path
     size_bytes: int
-    identity: _Identity
+    identity: Identity
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +80,7 @@ def look_at(path: str | Path) -> Source:
     """
     path = Path(path)
     for _ in range(3):
-        source = _look(path)
+        source = look_at_once(path)
         newest_ns = max(file.identity[-1] for file in source.files)
         if time.time_ns() - newest_ns > _CLOCK_TICK_S * 1e9:
             break
@@ -91,7 +90,8 @@ def look_at(path: str | Path) -> Source:
     return source
 
 
-def _look(path: Path) -> Source:
+def look_at_once(path: Path) -> Source:
+    """As `look_at`, not minding files that were written a moment ago."""
     try:
         status = path.lstat()
     except FileNotFoundError as error:
@@ -101,7 +101,7 @@ def _look(path: Path) -> Source:
     if stat.S_ISREG(status.st_mode):
         if fault := name_fault(path.name):
             raise _rejected(path, f"its name {fault}")
-        file = SourceFile(path.name, path, status.st_size, _identity(status))
+        file = SourceFile(path.name, path, status.st_size, identity(status))
         return Source(path, PAYLOAD_KIND_FILE, path.name, (file,))
     if not stat.S_ISDIR(status.st_mode):
         raise _special(path, status)
@@ -120,7 +120,7 @@ def _files_below(folder: Path) -> Iterator[SourceFile]:
             try:
                 status = entry.stat(follow_symlinks=False)
             except FileNotFoundError:
-                raise _changed(path) from None
+                raise changed(path) from None
             if stat.S_ISDIR(status.st_mode):
                 waiting.append((name + "/", path))
                 continue
@@ -131,7 +131,7 @@ def _files_below(folder: Path) -> Iterator[SourceFile]:
             count += 1
             if count > MAX_MEMBERS:
                 raise _rejected(folder, f"it has more than {MAX_MEMBERS:,} files")
-            yield SourceFile(name, path, status.st_size, _identity(status))
+            yield SourceFile(name, path, status.st_size, identity(status))
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
@@ -140,12 +140,12 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
             # Sorted, so that of two names that collide always the same is told.
             return sorted(entries, key=lambda entry: entry.name)
     except (FileNotFoundError, NotADirectoryError):
-        raise _changed(folder) from None
+        raise changed(folder) from None
     except OSError as error:
         raise PathUnusable(f"{_shown(folder)} cannot be read: {error.strerror}") from error
 
 
-def _identity(status: os.stat_result) -> _Identity:
+def identity(status: os.stat_result) -> Identity:
     """Changes when another file takes the place, or this one is written."""
     return (
         status.st_dev,
@@ -157,138 +157,13 @@ def _identity(status: os.stat_result) -> _Identity:
     )
 
 
-# --- reading -------------------------------------------------------------------------------------
-
-
-class SourceReader:
-    """The payload's plaintext in order. Not safe to use from several threads at once."""
-
-    def __init__(self, source: Source) -> None:
-        self._source = source
-        self._pieces = self._file() if source.kind == PAYLOAD_KIND_FILE else self._archive()
-        self._piece: _FilePiece | memoryview = memoryview(b"")
-        self.total_bytes = source.plain_bytes
-
-    def fill(self, buffer: memoryview) -> int:
-        """Put the next bytes into `buffer`; fewer than it holds only at the end.
-
-        Raises:
-            SourceChanged: the source is not what it was when it was looked at.
-            OSError: it cannot be read.
-        """
-        filled = 0
-        while filled < len(buffer):
-            piece = self._piece
-            if isinstance(piece, memoryview):
-                taken = min(len(piece), len(buffer) - filled)
-                buffer[filled : filled + taken] = piece[:taken]
-                self._piece = piece[taken:]
-            else:
-                taken = piece.read_into(buffer[filled:])
-            filled += taken
-            if taken == 0:
-                following = next(self._pieces, None)
-                if following is None:
-                    break
-                self._piece = following
-        return filled
-
-    def finish(self) -> None:
-        """Look at the source once more, after its last byte.
-
-        Raises:
-            SourceChanged: it is not what it was.
-        """
-        if self.fill(memoryview(bytearray(1))):  # this also has the last file looked at and closed
-            raise _changed(self._source.path)
-        try:
-            now = _look(self._source.path)
-        except (SourceRejected, PathUnusable) as error:
-            raise _changed(self._source.path) from error
-        if now != self._source:
-            raise _changed(self._source.path)
-
-    def close(self) -> None:
-        """Close a file that is being read."""
-        self._pieces.close()
-
-    def _file(self) -> _Pieces:
-        with _FilePiece(self._source.files[0]) as piece:
-            yield piece
-
-    def _archive(self) -> _Pieces:
-        """artifact-v1 §5.1: members by ascending names, then the directory, then the end."""
-        directory: list[bytes] = []
-        member: Member | None = None
-        for file, member in zip(self._source.files, self._source.members(), strict=True):
-            yield memoryview(archive.local_header(member))
-            with _FilePiece(file, with_crc32=True) as piece:
-                yield piece
-            yield memoryview(archive.descriptor(member, piece.crc32))
-            directory.append(archive.directory_entry(member, piece.crc32))
-        assert member is not None  # a folder without files is refused
-        entries = b"".join(directory)
-        yield memoryview(entries)
-        at = archive.directory_offset(member)
-        yield memoryview(archive.tail(len(directory), at, len(entries)))
-
-
-_Pieces = Generator["_FilePiece | memoryview"]
-
-
-class _FilePiece:
-    """One file, open, of exactly the size it had."""
-
-    def __init__(self, file: SourceFile, *, with_crc32: bool = False) -> None:
-        self._file = file
-        self._left = file.size_bytes
-        self._with_crc32 = with_crc32
-        self.crc32 = 0
-        try:
-            # Not through a link that took the file's place; not waiting for a FIFO's writer.
-            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-            self._descriptor = os.open(file.path, flags)
-        except OSError as error:
-            raise _unreadable(file.path, error) from error
-        try:
-            self._check()
-        except BaseException:
-            os.close(self._descriptor)
-            raise
-
-    def read_into(self, buffer: memoryview) -> int:
-        if self._left == 0:
-            return 0
-        taken = os.readv(self._descriptor, [buffer[: self._left]])
-        if taken == 0:
-            raise _changed(self._file.path)  # it became shorter
-        if self._with_crc32:
-            self.crc32 = zlib.crc32(buffer[:taken], self.crc32)
-        self._left -= taken
-        return taken
-
-    def __enter__(self) -> _FilePiece:
-        return self
-
-    def __exit__(self, kind: object, error: object, traceback: object) -> None:
-        try:
-            if kind is None:
-                self._check()
-        finally:
-            os.close(self._descriptor)
-
-    def _check(self) -> None:
-        if _identity(os.fstat(self._descriptor)) != self._file.identity:
-            raise _changed(self._file.path)
-
-
 # --- errors --------------------------------------------------------------------------------------
 
 
-def _unreadable(path: Path, error: OSError) -> SourceChanged | PathUnusable:
+def unreadable(path: Path, error: OSError) -> SourceChanged | PathUnusable:
     if isinstance(error, PermissionError):
         return PathUnusable(f"{_shown(path)} cannot be read: {error.strerror}")
-    return _changed(path)
+    return changed(path)
 
 
 def _special(path: Path, status: os.stat_result) -> SourceRejected:
@@ -304,7 +179,7 @@ def _rejected(path: Path, why: str) -> SourceRejected:
     return SourceRejected(f"{_shown(path)} cannot be published: {why}")
 
 
-def _changed(path: Path) -> SourceChanged:
+def changed(path: Path) -> SourceChanged:
     return SourceChanged(f"{_shown(path)} changed while it was read; nothing was published")
 
 

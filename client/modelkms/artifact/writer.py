@@ -1,33 +1,36 @@
-"""Writing an artifact: source → archive → FLOE → any writable, with the pin computed on the way.
+"""Writing an artifact: source → archive → FLOE → a file, with the pin computed on the way.
 
-Two threads take turns: while one encrypts, the other reads, writes or hashes. Each has one buffer
-of about 1 MiB of plaintext and one of ciphertext, so memory does not grow with the model.
+Two threads, each with one buffer of about 1 MiB of plaintext and one of ciphertext, so memory does
+not grow with the model. They share nothing but a counter: what stands where in the artifact follows
+from the source's names and sizes, so each reads, encrypts, hashes and writes its own part of it.
 """
 
 from __future__ import annotations
 
+import fcntl
+import io
+import os
+import stat
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 from modelkms_api.artifact import (
     DEFAULT_SEGMENT_BYTES,
     FLOE_HEADER_TAG_OFFSET,
+    PIN_PIECE_BYTES,
     ArtifactFormatError,
-    PinDigest,
     clear_prefix,
 )
 from modelkms_api.v1.artifact_pb2 import ArtifactHeader
 
+from modelkms.artifact.extraction import write_at
 from modelkms.artifact.floe import Body, Encryptor
-from modelkms.artifact.pin import ArtifactPin
-from modelkms.artifact.source import SourceReader, look_at
-
-CHUNK_BYTES = 1 << 20
-"""About so much is read, encrypted, hashed and written at once."""
-_THREADS = 2
+from modelkms.artifact.parallel import CHUNK_BYTES, THREADS, Work
+from modelkms.artifact.pin import ArtifactPin, ParallelDigest
+from modelkms.artifact.source import look_at
+from modelkms.artifact.source_reader import SourceReader, Stopped
 
 ProgressBytes = Callable[[int, int], None]
 """(plaintext bytes done, of how many)."""
@@ -55,7 +58,9 @@ def write_artifact(
     """Encrypt a file or folder. On any error what the sink has got is worthless.
 
     Args:
-        sink: gets the artifact in order, in writes of about 1 MiB; is neither flushed nor closed.
+        sink: gets the artifact from where it stands; is neither flushed nor closed. An unbuffered
+            regular file is written by two threads at once (with holes while it lasts); anything
+            else by one, in order, in writes of about 1 MiB.
         key: 32 bytes, for this artifact only.
         version: `projects/{project}/models/{model}/versions/{number}`.
         version_uid, artifact_id: 32 lower-case hexadecimal digits each.
@@ -83,145 +88,161 @@ def write_artifact(
         raise ValueError(str(error)) from error
     # artifact-v1 §4.2: FLOE's associated data is the exact encoding of the header.
     encryptor = Encryptor(key, header.SerializeToString(deterministic=True), segment_length_bytes)
-    reader = SourceReader(looked_at)
+    reader, target, digest = SourceReader(looked_at), _target(sink), ParallelDigest()
     try:
-        pipeline = _Pipeline(reader, encryptor, sink, segment_length_bytes, progress)
-        pipeline.run(clear)
+        body = Body.for_plaintext(reader.total_bytes, segment_length_bytes)
+        _Encryption(reader, encryptor, target, digest, body, clear, progress).run()
         reader.finish()
     finally:
         reader.close()
-    pin = pipeline.pin
-    return ArtifactPin(pin.length_bytes, encryptor.header[FLOE_HEADER_TAG_OFFSET:], pin.digest())
+    tag = encryptor.header[FLOE_HEADER_TAG_OFFSET:]
+    return ArtifactPin(digest.length_bytes, tag, digest.digest())
 
 
-class _Pipeline:
-    """Chunks of whole segments; each is read, encrypted, written and hashed by one thread.
+class _Encryption:
+    """One run over all segments.
 
-    Reading, writing and hashing happen in order, encrypting in any. Hashing is the slowest of the
-    three, so it goes on beside the writing of the next chunk.
+    A thread takes a piece of the artifact at a time, one of the 8 MiB of which the pin has digests:
+    so the pieces' digests, the slowest part of all, are computed beside each other. To a piece
+    belong the segments that end within it.
     """
 
     def __init__(
         self,
         reader: SourceReader,
         encryptor: Encryptor,
-        sink: Sink,
-        segment_length: int,
+        target: _Target,
+        digest: ParallelDigest,
+        body: Body,
+        clear: bytes,
         progress: ProgressBytes | None,
     ) -> None:
         self._reader = reader
         self._encryptor = encryptor
-        self._sink = sink
+        self._target = target
+        self._digest = digest
+        self._body = body
+        self._head = clear + encryptor.header
+        self._segments_each = max(1, CHUNK_BYTES // body.segment_length)
+        self._work = Work(range(-(-(len(self._head) + body.body_bytes) // PIN_PIECE_BYTES)))
         self._progress = progress
-        self._body = Body.for_plaintext(reader.total_bytes, segment_length)
-        self._segments_each = max(1, CHUNK_BYTES // segment_length)
-        self._chunks = -(-self._body.segments // self._segments_each)
-        self._reading, self._writing, self._hashing = _Turns(), _Turns(), _Turns()
-        self._failure: BaseException | None = None
-        self.pin = PinDigest()
+        self._progress_lock = threading.Lock()
+        self._done_bytes = 0
 
-    def run(self, clear: bytes) -> None:
-        """Write the artifact: `clear`, FLOE header, segments."""
-        head = clear + self._encryptor.header
-        _write_all(self._sink, memoryview(head))
-        self.pin.update(head)
+    def run(self) -> None:
+        """Write the artifact: clear part, FLOE header, segments."""
+        head = memoryview(self._head)
+        self._target.write(0, head)
+        self._digest.add(0, head)
+        threads = min(self._target.threads, -(-self._body.body_bytes // PIN_PIECE_BYTES))
+        self._work.run(self._encrypt, threads, "modelkms-encrypt")
+        self._target.finish(len(self._head) + self._body.body_bytes)
 
-        threads = min(_THREADS, self._chunks)
-        helpers = [
-            threading.Thread(target=self._work, args=(first, threads), name="modelkms-encrypt")
-            for first in range(1, threads)
-        ]
-        for helper in helpers:
-            helper.start()
+    def _encrypt(self) -> None:
+        plain = memoryview(bytearray(self._segments_each * self._body.capacity))
+        encrypted = memoryview(bytearray(self._segments_each * self._body.segment_length))
         try:
-            self._work(0, threads)
-        finally:
-            for helper in helpers:
-                helper.join()
-        if self._failure is not None:
-            raise self._failure
+            while (taken := self._work.take()) is not None:
+                positions = self._ending_within(taken[0])
+                while positions and not self._work.failed:
+                    self._chunk(positions[: self._segments_each], plain, encrypted)
+                    positions = positions[self._segments_each :]
+        except Stopped:
+            pass  # another thread failed, and says why
+        except BaseException:
+            self._reader.stop()
+            raise
 
-    def _work(self, first: int, step: int) -> None:
-        """Chunks first, first + step, …"""
-        try:
-            plain = bytearray(self._segments_each * self._body.capacity)
-            encrypted = bytearray(self._segments_each * self._body.segment_length)
-            for chunk in range(first, self._chunks, step):
-                self._chunk(chunk, memoryview(plain), memoryview(encrypted))
-        except _Stopped:
-            pass
-        except BaseException as error:
-            self._stop(error)  # raised by `run`, once all threads have ended
+    def _ending_within(self, piece: int) -> range:
+        """Positions of the segments whose last byte lies in this piece of the artifact."""
 
-    def _chunk(self, chunk: int, plain: memoryview, encrypted: memoryview) -> None:
-        positions = range(
-            chunk * self._segments_each,
-            min((chunk + 1) * self._segments_each, self._body.segments),
-        )
-        plain_start = self._body.plain(positions[0]).start
-        encrypted_start = self._body.encrypted(positions[0]).start
-        plain = plain[: self._body.plain(positions[-1]).stop - plain_start]
-        encrypted = encrypted[: self._body.encrypted(positions[-1]).stop - encrypted_start]
+        def ending_before(offset: int) -> int:
+            body_bytes = offset - len(self._head)
+            if body_bytes >= self._body.body_bytes:
+                return self._body.segments
+            return max(0, body_bytes // self._body.segment_length)
 
-        with self._reading.turn(chunk):
-            # The size was looked at before: a source that gives less has changed, and says so.
-            filled = self._reader.fill(plain)
-            assert filled == len(plain)
+        start = piece * PIN_PIECE_BYTES
+        return range(ending_before(start), ending_before(start + PIN_PIECE_BYTES))
+
+    def _chunk(self, positions: range, plain: memoryview, encrypted: memoryview) -> None:
+        first, last = positions[0], positions[-1]
+        plain_start, start = self._body.plain(first).start, self._body.encrypted(first).start
+        plain = plain[: self._body.plain(last).stop - plain_start]
+        encrypted = encrypted[: self._body.encrypted(last).stop - start]
+
+        # The sizes were looked at before: a source that gives less has changed, and says so.
+        self._reader.read_into(plain_start, plain)
         for position in positions:
             at, to = self._body.plain(position), self._body.encrypted(position)
             self._encryptor.encrypt_into(
                 position,
                 self._body.is_last(position),
                 plain[at.start - plain_start : at.stop - plain_start],
-                encrypted[to.start - encrypted_start : to.stop - encrypted_start],
+                encrypted[to.start - start : to.stop - start],
             )
-        with self._writing.turn(chunk):
-            _write_all(self._sink, encrypted)
-        with self._hashing.turn(chunk):
-            self.pin.update(encrypted)
-            if self._progress is not None:
-                self._progress(plain_start + len(plain), self._body.plain_bytes)
-
-    def _stop(self, error: BaseException) -> None:
-        """The first failure counts; whoever waits for a turn that never comes is woken."""
-        if self._failure is None or not isinstance(error, Exception):
-            self._failure = error
-        for turns in (self._reading, self._writing, self._hashing):
-            turns.stop()
+        self._target.write(len(self._head) + start, encrypted)
+        self._digest.add(len(self._head) + start, encrypted)
+        if self._progress is not None:
+            with self._progress_lock:
+                self._done_bytes += len(plain)
+                self._progress(self._done_bytes, self._body.plain_bytes)
 
 
-class _Stopped(Exception):
-    """Another thread failed."""
+# --- where it goes -------------------------------------------------------------------------------
 
 
-class _Turns:
-    """Lets chunk after chunk through, in order."""
+class _Target(Protocol):
+    """Where the artifact is written.
 
-    def __init__(self) -> None:
-        self._condition = threading.Condition()
-        self._next = 0
-        self._stopped = False
+    Attributes:
+        threads: how many may write at once.
+    """
 
-    @contextmanager
-    def turn(self, number: int) -> Iterator[None]:
-        """Wait until all before `number` had their turn. A turn that fails is the last."""
-        with self._condition:
-            self._condition.wait_for(lambda: self._next == number or self._stopped)
-            if self._stopped:
-                raise _Stopped
-        yield
-        with self._condition:
-            self._next = number + 1
-            self._condition.notify_all()
+    threads: int
 
-    def stop(self) -> None:
-        with self._condition:
-            self._stopped = True
-            self._condition.notify_all()
+    def write(self, offset: int, data: memoryview) -> None: ...
+    def finish(self, length_bytes: int) -> None: ...
 
 
-def _write_all(sink: Sink, data: memoryview) -> None:
-    """All of it: a raw file may take less at once."""
-    while data:
-        taken = sink.write(data)
-        data = data[len(data) if taken is None else taken :]
+def _target(sink: Sink) -> _Target:
+    # A buffered file has a position of its own, and one that is opened for appending writes at its
+    # end whatever the offset.
+    if isinstance(sink, io.FileIO):
+        regular = stat.S_ISREG(os.fstat(sink.fileno()).st_mode)
+        if regular and not fcntl.fcntl(sink.fileno(), fcntl.F_GETFL) & os.O_APPEND:
+            return _File(sink)
+    return _Stream(sink)
+
+
+class _File:
+    """A regular file, written at any offset."""
+
+    threads = THREADS
+
+    def __init__(self, file: io.FileIO) -> None:
+        self._file = file
+        self._start = file.tell()
+
+    def write(self, offset: int, data: memoryview) -> None:
+        write_at(self._file.fileno(), self._start + offset, data)
+
+    def finish(self, length_bytes: int) -> None:
+        self._file.seek(self._start + length_bytes)
+
+
+class _Stream:
+    """Anything else. One thread takes one piece after the other, so offsets only ascend."""
+
+    threads = 1
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+
+    def write(self, _offset: int, data: memoryview) -> None:
+        while data:  # a raw file may take less at once
+            taken = self._sink.write(data)
+            data = data[len(data) if taken is None else taken :]
+
+    def finish(self, length_bytes: int) -> None:
+        pass

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from modelkms.artifact import look_at, write_artifact
-from modelkms.artifact.source import SourceReader
+from modelkms.artifact.source_reader import SourceReader
 from modelkms.errors import LocalError, PathUnusable, SourceChanged, SourceRejected
 
 from tests.unit.artifact.helpers import ARTIFACT_ID, KEY, SEGMENT, UID, VERSION, folder_of
@@ -239,14 +239,16 @@ def test_reading_stays_in_bounds_of_any_buffer(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "folder", {"a": b"1" * 100, "b/c": b"", "d": b"2"})
     whole = SourceReader(look_at(folder))
     at_once = bytearray(whole.total_bytes)
-    assert whole.fill(memoryview(at_once)) == len(at_once)
+    whole.read_into(0, memoryview(at_once))
     whole.finish()
+    whole.close()
 
     for size in (1, 7, 64, 1000):
-        reader, data, buffer = SourceReader(look_at(folder)), b"", bytearray(size)
-        while taken := reader.fill(memoryview(buffer)):
-            data += buffer[:taken]
+        reader, data = SourceReader(look_at(folder)), bytearray(len(at_once))
+        for offset in range(0, len(data), size):
+            reader.read_into(offset, memoryview(data)[offset : offset + size])
         reader.finish()
+        reader.close()
         assert data == at_once
 
 
