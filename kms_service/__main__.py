@@ -81,16 +81,21 @@ def check_config(
 def audit_verify(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The audit log's folder.")],
 ) -> None:
-    """Check the chain of an audit log: every record, in order, unchanged."""
-    from kms_service.adapters.audit_log import verify
+    """Check every chain of an audit log: every record, in order, unchanged."""
+    from kms_service.adapters.audit_reading import verify
 
     try:
         found = verify(folder)
     except OSError as error:
         raise ConfigurationError(f"{folder}: cannot be read: {error.strerror}") from error
-    if found.fault:
-        _fail(found.summary, "keep the folder as it is: it is evidence", CORRUPT)
-    _say(found.summary)
+    for chain in found.chains:
+        if chain.fault:
+            _tell("error", chain.summary)
+        else:
+            _say(chain.summary)
+    if found.faulty:
+        _tell("hint", "keep the folder as it is: it is evidence")
+        sys.exit(CORRUPT)
 
 
 @app.command()

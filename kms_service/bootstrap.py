@@ -111,6 +111,11 @@ def build(config: Config) -> Service:
     adapters = _adapters(config, metrics)
     _watch_vault(adapters, metrics)
     metrics.observe_gauge(
+        "modelkms_audit_chain_records",
+        "Number of the last durable record of this process's audit chain",
+        lambda: float(adapters.audit.last_sequence),
+    )
+    metrics.observe_gauge(
         "modelkms_transport_sessions",
         "Key transport sessions held: client keys whose next answer costs no HPKE",
         lambda: float(adapters.transport.sessions),
@@ -258,7 +263,12 @@ def _adapters(config: Config, metrics: Metrics) -> Adapters:
         data_keys=_data_key_cache(config, master_keys, metrics),
         policy=policy,
         policy_reloader=reloader,
-        audit=FileAuditLog(config.audit.folder, clock.now),
+        audit=FileAuditLog(
+            config.audit.folder / config.audit.chain,
+            clock.now,
+            segment_bytes=config.audit.segment_bytes,
+            gather_us=config.audit.gather_us,
+        ),
         store=LocalArtifactStore(config.store.folder),
         transport=HpkeKeyTransport(),
     )

@@ -201,8 +201,17 @@ class PolicySection(_Section):
 
 
 class AuditSection(_Section):
+    """The audit log (docs/spec/audit-v1.md): no durable record, no key."""
+
     folder: ConfigPath
-    """Append-only chain of this process; one folder a process."""
+    """Holds a folder for each chain."""
+    chain: str = Field(default="main", pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")
+    """Name of this process's own chain: no two processes share one, and a replica keeps its own
+    when it is restarted."""
+    segment_bytes: int = Field(default=64 * 1024 * 1024, ge=4096)
+    """A new file is begun once one is this long."""
+    gather_us: int = Field(default=0, ge=0, le=100_000)
+    """How long to wait for more records to sync together, in microseconds."""
 
 
 class LogSection(_Section):

@@ -1,30 +1,38 @@
-"""The form of the audit log on disk: canonical JSON lines in a hash chain (audit-log-v1).
+"""The form of the audit log on disk: canonical JSON lines in a hash chain (docs/spec/audit-v1.md).
 
-    FOLDER/00000000000000000001.jsonl     records 1…, named by the first
-    FOLDER/00000000000000000042.jsonl     the next segment
-    FOLDER/….torn-K                       set aside: bytes after the last whole record
+    FOLDER/CHAIN/00000000000000000001.jsonl     records 1…, named by the first
+    FOLDER/CHAIN/00000000000000000042.jsonl     the next segment
+    FOLDER/CHAIN/….torn-K                       set aside: bytes after the last whole record
 
 A line is one JSON object, keys sorted, no spaces, ASCII only, ending in a newline. Its `hash` is
-the SHA-256 of the length-prefixed parts: format, hash of the record before, and the line's object
-without `hash`.
+the SHA-256 of the length-prefixed parts: format, hash of the record before, and the line without
+its `hash` member and newline.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 from modelkms_api.encoding import length_prefixed
 
 from kms_service.domain.audit import AuditRecord
 
+SCHEMA = 1
+MAX_LINE_BYTES = 1024 * 1024
+"""Longer lines are none of ours; whoever reads need not hold more in memory."""
 _FORMAT = b"modelkms-audit-v1"
 _NO_HASH = "0" * 64
 _SEGMENT_DIGITS = 20
+_HASH_MEMBER = b',"hash":"'
+_AFTER_HASH = b'","instance":'
+_HEX_DIGITS = re.compile(rb"[0-9a-f]{64}")
+_SEQUENCE = re.compile(rb'"sequence":([1-9][0-9]{0,18}),"time":"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,27 +43,68 @@ class Link:
     hash: str = _NO_HASH
 
 
-def render(record: AuditRecord, last: Link) -> tuple[bytes, Link]:
+def render(record: AuditRecord, chain: str, last: Link) -> tuple[bytes, Link]:
     """The record's line and the chain's new end."""
-    fields: dict[str, Any] = {
-        "sequence": last.sequence + 1,
-        "previous": last.hash,
-        "time": record.time.isoformat(),
-        "event": record.event,
-        "outcome": record.outcome.value,
-        "request_id": record.request_id,
-        "principal": record.principal,
-        "instance": record.instance,
-        "peer": record.peer,
-        "resource": record.resource,
-        "decision_id": record.decision_id,
-        "policies": list(record.policies),
-        "reason": record.reason,
-        "details": dict(record.details),
-    }
-    digest = _digest(fields, last.hash)
-    line = _canonical({**fields, "hash": digest}) + b"\n"
-    return line, Link(last.sequence + 1, digest)
+    bound = _canonical(
+        {
+            "schema": SCHEMA,
+            "chain": chain,
+            "sequence": last.sequence + 1,
+            "previous": last.hash,
+            "time": record.time.isoformat(),
+            "event": record.event,
+            "outcome": record.outcome.value,
+            "request_id": record.request_id,
+            "trace_id": record.trace_id,
+            "latency_us": record.latency_us,
+            "principal": record.principal,
+            "instance": record.instance,
+            "peer": record.peer,
+            "resource": record.resource,
+            "decision_id": record.decision_id,
+            "policies": list(record.policies),
+            "reason": record.reason,
+            "details": dict(record.details),
+        }
+    )
+    digest = _digest(bound, last.hash)
+    # `hash` sorts right before `instance`, which is found from the end: `details` may have a key
+    # of that name, but `details` comes before, and no other member holds an object. In strings,
+    # every quotation mark is escaped.
+    at = bound.rfind(b',"instance":')
+    member = b'%s%s"' % (_HASH_MEMBER, digest.encode())
+    return bound[:at] + member + bound[at:] + b"\n", Link(last.sequence + 1, digest)
+
+
+def check_line(line: bytes, last: Link) -> tuple[Link, str]:
+    """Whether `line` is the record that follows `last`.
+
+    Looks at bytes only: what the hash covers is the line as it stands, so that nothing in it can
+    differ from what was written, and a million records need not be parsed.
+
+    Returns:
+        The chain's new end, and what is wrong; empty if nothing is. With a fault the end is that
+        which the line claims, if it can be read.
+    """
+    if not line.endswith(b"\n"):
+        return last, "is no whole line"
+    at = line.rfind(_HASH_MEMBER)
+    start = at + len(_HASH_MEMBER)
+    claimed = line[start : start + 64]
+    if at < 0 or not _HEX_DIGITS.fullmatch(claimed) or not line.startswith(_AFTER_HASH, start + 64):
+        return last, "is no audit record"
+    numbers = _SEQUENCE.search(line, start)
+    if numbers is None:
+        return last, "is no audit record"
+    found = Link(int(numbers[1]), claimed.decode())
+    if found.sequence != last.sequence + 1:
+        return found, f"is not there: record {found.sequence} stands in its place"
+    bound = line[:at] + line[start + 65 : -1]
+    if b'"previous":"%s"' % last.hash.encode() not in line[start:]:
+        return found, "does not follow the record before: one of the two was changed"
+    if _digest(bound, last.hash) != found.hash:
+        return found, "was edited: it does not have the hash it claims"
+    return found, ""
 
 
 def segment_name(first_sequence: int) -> str:
@@ -67,68 +116,26 @@ def segments(folder: Path) -> list[Path]:
     return sorted(folder.glob("[0-9]" * _SEGMENT_DIGITS + ".jsonl"))
 
 
-@dataclass(frozen=True, slots=True)
-class Verification:
-    """What `verify` found.
-
-    Attributes:
-        whole_to: number of the last record up to which the chain is whole.
-        fault: what is wrong with the next one; empty if nothing is.
-    """
-
-    whole_to: int
-    fault: str
-
-    @property
-    def summary(self) -> str:
-        if self.fault:
-            return f"{self.fault}; whole to record {self.whole_to}"
-        return f"whole to record {self.whole_to}, end unproven"
-
-
-def verify(folder: Path) -> Verification:
-    """Check every record of a chain, offline.
-
-    A cut tail cannot be seen without a checkpoint kept elsewhere: the end is unproven.
+def chain_folders(folder: Path) -> list[Path]:
+    """The folders with chains in them: `folder` itself, or those below it.
 
     Raises:
-        OSError: a file cannot be read.
+        OSError: the folder cannot be read.
     """
-    last = Link()
-    for path in segments(folder):
-        if path.name != segment_name(last.sequence + 1):
-            return Verification(
-                last.sequence, f"{path.name} does not begin with record {last.sequence + 1}"
-            )
-        with path.open("rb") as file:
-            for line in file:
-                fault = _fault(line, last)
-                if fault:
-                    where = f"record {last.sequence + 1} in {path.name}"
-                    return Verification(last.sequence, f"{where} {fault}")
-                last = Link(last.sequence + 1, json.loads(line)["hash"])
-    if not last.sequence:
-        return Verification(0, "no records")
-    return Verification(last.sequence, "")
+    below = sorted(path for path in folder.iterdir() if path.is_dir())
+    return [path for path in (folder, *below) if segments(path)]
 
 
-def read_records(folder: Path) -> Iterator[Mapping[str, Any]]:
-    """The records as they stand, unverified.
-
-    Raises:
-        OSError: a file cannot be read.
-        ValueError: a line is not JSON.
-    """
-    for path in segments(folder):
-        with path.open("rb") as file:
-            for line in file:
-                yield json.loads(line)
+def lines_of(file: BinaryIO) -> Iterator[bytes]:
+    """Lines of a segment, each of bounded length: what is longer comes in parts."""
+    while line := file.readline(MAX_LINE_BYTES):
+        yield line
 
 
 def end_of(path: Path) -> tuple[Link | None, bytes]:
     """The last whole record of a segment, None if there is none, and the bytes after it.
 
-    Reads one segment only: that it follows the one before is for `verify` to prove.
+    Reads one segment only: that it follows the one before is for verification to prove.
 
     Raises:
         OSError: the file cannot be read.
@@ -136,11 +143,14 @@ def end_of(path: Path) -> tuple[Link | None, bytes]:
     last: Link | None = None
     end = 0
     with path.open("rb") as file:
-        for line in file:
+        for line in lines_of(file):
             before = last or _before(line)
-            if before is None or _fault(line, before):
+            if before is None:
                 break
-            last = Link(before.sequence + 1, json.loads(line)["hash"])
+            found, fault = check_line(line, before)
+            if fault:
+                break
+            last = found
             end += len(line)
         file.seek(end)
         return last, file.read()
@@ -155,30 +165,9 @@ def _before(line: bytes) -> Link | None:
         return None
 
 
-def _fault(line: bytes, last: Link) -> str:
-    """What is wrong with the record that follows `last`; empty if nothing is."""
-    try:
-        fields = json.loads(line)
-    except ValueError:
-        return "is no JSON object"
-    if not isinstance(fields, dict) or not line.endswith(b"\n"):
-        return "is no whole line"
-    digest = fields.get("hash")
-    if _canonical(fields) + b"\n" != line:
-        return "is not in canonical form"
-    if fields.get("sequence") != last.sequence + 1:
-        return f"has sequence number {fields.get('sequence')!r}"
-    if fields.get("previous") != last.hash:
-        return "does not follow the record before"
-    if _digest({key: value for key, value in fields.items() if key != "hash"}, last.hash) != digest:
-        return "does not have the hash it claims"
-    return ""
+def _digest(bound: bytes, previous: str) -> str:
+    return hashlib.sha256(length_prefixed(_FORMAT, bytes.fromhex(previous), bound)).hexdigest()
 
 
-def _digest(fields: Mapping[str, Any], previous: str) -> str:
-    bound = length_prefixed(_FORMAT, bytes.fromhex(previous), _canonical(fields))
-    return hashlib.sha256(bound).hexdigest()
-
-
-def _canonical(fields: Mapping[str, Any]) -> bytes:
+def _canonical(fields: Mapping[str, object]) -> bytes:
     return json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()

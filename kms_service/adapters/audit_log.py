@@ -2,6 +2,10 @@
 
 Appenders hand their record to one writer thread and wait. It writes and syncs all that has
 gathered meanwhile at once, so that many requests share one fdatasync.
+
+Both ways of waking are raw locks: an appender waits for its own, and the writer for one that is
+released by whoever finds the queue empty. A condition variable would make such a lock at every
+wait and pass through two more, in Python.
 """
 
 from __future__ import annotations
@@ -10,25 +14,22 @@ import _thread
 import fcntl
 import os
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from kms_service.adapters.audit_chain import (
-    Link,
-    Verification,
-    end_of,
-    read_records,
-    render,
-    segment_name,
-    segments,
-    verify,
-)
+from kms_service.adapters.audit_chain import Link, end_of, render, segment_name, segments
 from kms_service.domain.audit import AuditRecord, Outcome
 from kms_service.domain.errors import AuditUnavailable, ConfigurationError
+from kms_service.telemetry.logging import get_logger
 
-__all__ = ["FileAuditLog", "Verification", "read_records", "verify"]
+_log = get_logger(__name__)
+
+DEFAULT_SEGMENT_BYTES = 64 * 1024 * 1024
+_PAUSE_AFTER_FAILURE_S = 0.5
+"""Between two attempts to begin again: a full disk must not be tried at every call."""
 
 
 class AuditLogDamaged(ConfigurationError):
@@ -54,8 +55,13 @@ class FileAuditLog:
     """Implements `domain.ports.AuditLog`. One process a folder; safe to use from many threads.
 
     Args:
-        folder: made if missing, 0700.
+        folder: of this process's chain, which has its name; made if missing, 0700.
         now: logical time, for what the log records of itself.
+        segment_bytes: a new file is begun once one is this long.
+        gather_us: how long a group is waited for after its first record, in microseconds. With 0
+            a group is what came while the one before was synced.
+        tell: given each group's lines once they are durable. Called by the writer, so it must
+            neither wait nor raise.
         sync: makes a descriptor's data durable; another one in tests of failing disks.
 
     Raises:
@@ -67,20 +73,36 @@ class FileAuditLog:
         folder: Path,
         now: Callable[[], datetime],
         *,
+        segment_bytes: int = DEFAULT_SEGMENT_BYTES,
+        gather_us: int = 0,
+        tell: Callable[[list[bytes]], object] = lambda _lines: None,
         sync: Callable[[int], None] = os.fdatasync,
     ) -> None:
         self._folder = folder
         self._now = now
+        self._segment_bytes = segment_bytes
+        self._gather_s = gather_us / 1e6
+        self._tell = tell
         self._sync = sync
         self._file: int | None = None
+        self._segment = folder
+        self._durable_bytes = 0
+        self._torn_bytes = 0
         self._last = Link()
+        self._not_before = float("-inf")
         self._queue: list[_Waiting] = []
-        self._gathered = threading.Condition()
+        self._queue_lock = _thread.allocate_lock()
+        self._work = _thread.allocate_lock()
+        self._work.acquire()
         self._closing = False
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._lock = _exclusive(folder / "lock")
-            self._recover()
+            try:
+                self._begin()
+            except BaseException:
+                os.close(self._lock)
+                raise
         except OSError as error:
             raise ConfigurationError(f"audit.folder: cannot be used: {error.strerror}") from error
         self._writer = threading.Thread(target=self._write_groups, name="audit-log", daemon=True)
@@ -89,14 +111,19 @@ class FileAuditLog:
     def append(self, record: AuditRecord) -> None:
         waiting = _Waiting(record)
         waiting.done.acquire()
-        with self._gathered:
+        with self._queue_lock:
             if self._closing:
                 raise AuditUnavailable
             self._queue.append(waiting)
-            self._gathered.notify()
+            if len(self._queue) == 1:
+                self._work.release()
         waiting.done.acquire()
         if not waiting.durable:
             raise AuditUnavailable
+
+    @property
+    def chain(self) -> str:
+        return self._folder.name
 
     @property
     def last_sequence(self) -> int:
@@ -104,10 +131,13 @@ class FileAuditLog:
         return self._last.sequence
 
     def close(self) -> None:
-        """Write what waits, then close. Later appends are refused."""
-        with self._gathered:
+        """Write what waits, then close. Later appends are refused. Idempotent."""
+        with self._queue_lock:
+            if self._closing:
+                return
             self._closing = True
-            self._gathered.notify()
+            if not self._queue:
+                self._work.release()
         self._writer.join()
         if self._file is not None:
             os.close(self._file)
@@ -117,47 +147,56 @@ class FileAuditLog:
     # --- the writer thread ----------------------------------------------------------------------
 
     def _write_groups(self) -> None:
+        """`_work` is released by whoever makes the empty queue non-empty, and by `close` if it is
+        empty: once for each time that there is something to do, so it is never released twice."""
         while True:
-            with self._gathered:
-                while not self._queue and not self._closing:
-                    self._gathered.wait()
+            self._work.acquire()
+            if self._gather_s and not self._closing:
+                time.sleep(self._gather_s)
+            with self._queue_lock:
                 group, self._queue = self._queue, []
-            if not group:
+                closing = self._closing
+            if group:
+                durable = self._write([waiting.record for waiting in group])
+                for waiting in group:
+                    waiting.durable = durable
+                    waiting.done.release()
+            if closing:
                 return
-            try:
-                self._write([waiting.record for waiting in group])
-                durable = True
-            except (OSError, AuditLogDamaged):
-                durable = False
-            for waiting in group:
-                waiting.durable = durable
-                waiting.done.release()
 
-    def _write(self, records: list[AuditRecord]) -> None:
-        """Append and sync; on any error the file is closed and not believed any more.
-
-        After a failed fsync the kernel may have dropped the pages and marked them clean: a second
-        fsync would succeed and prove nothing. So what lies beyond the last durable record is set
-        aside, and a new segment is begun.
-        """
-        if self._file is None:
-            self._recover()
+    def _write(self, records: list[AuditRecord]) -> bool:
+        """Append and sync; on any error the file is closed and not believed any more."""
         try:
+            if self._file is None:
+                self._begin_again()
             self._append(records)
-        except OSError:
+        except OSError as error:
             self._abandon()
-            raise
+            _log.error("audit_not_written", error=error.strerror or str(error))
+            return False
+        except Exception:
+            # A bug: nothing is durable, and the appenders must not wait for ever.
+            self._abandon()
+            _log.exception("audit_not_written")
+            return False
+        return True
 
     def _append(self, records: list[AuditRecord]) -> None:
+        if self._durable_bytes >= self._segment_bytes:
+            self._abandon()
+            self._open_segment()
         if self._file is None:
             raise OSError("no segment is open")
         lines, last = [], self._last
         for record in records:
-            line, last = render(record, last)
+            line, last = render(record, self.chain, last)
             lines.append(line)
-        _write_all(self._file, b"".join(lines))
+        data = b"".join(lines)
+        _write_all(self._file, data)
         self._sync(self._file)
+        self._durable_bytes += len(data)
         self._last = last
+        self._tell(lines)
 
     def _abandon(self) -> None:
         if self._file is not None:
@@ -166,41 +205,67 @@ class FileAuditLog:
 
     # --- beginning, and beginning again -----------------------------------------------------------
 
-    def _recover(self) -> None:
+    def _begin(self) -> None:
         """Go on after the last whole record, in a new segment; set a torn tail aside.
 
         Raises:
             AuditLogDamaged: what follows the last whole record is more than a torn line.
+            OSError.
         """
-        last, torn_bytes = Link(), 0
         for path in reversed(segments(self._folder)):
             found, tail = end_of(path)
             if b"\n" in tail:
                 raise AuditLogDamaged(path)
             if tail:
                 _set_aside(path, tail)
-                torn_bytes += len(tail)
+                self._torn_bytes += len(tail)
             if found is not None:
-                last = found
+                self._last = found
                 break
-        self._last = last
         self._open_segment()
-        if torn_bytes:
-            self._append(
-                [
-                    AuditRecord(
-                        time=self._now(),
-                        event="audit_tail_set_aside",
-                        outcome=Outcome.OK,
-                        details={"bytes": str(torn_bytes)},
-                    )
-                ]
-            )
+        self._record_torn()
+
+    def _begin_again(self) -> None:
+        """Go on after the last *durable* record, in a new segment; what follows is set aside.
+
+        After a failed fsync the kernel may have dropped the pages and marked them clean: they can
+        still be read back, a second fsync would succeed, and both would prove nothing.
+        """
+        if time.monotonic() < self._not_before:
+            raise OSError("the audit folder could not be used a moment ago")
+        self._not_before = time.monotonic() + _PAUSE_AFTER_FAILURE_S
+        with self._segment.open("rb") as file:
+            file.seek(self._durable_bytes)
+            tail = file.read()
+        if tail:
+            _set_aside(self._segment, tail)
+            self._torn_bytes += len(tail)
+        if not self._durable_bytes:  # else the new segment would be this file, by its name
+            self._segment.unlink()
+        self._open_segment()
+        self._record_torn()
+        self._not_before = float("-inf")
 
     def _open_segment(self) -> None:
-        path = self._folder / segment_name(self._last.sequence + 1)
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        self._segment = self._folder / segment_name(self._last.sequence + 1)
+        self._durable_bytes = 0
+        self._file = os.open(self._segment, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         _sync_folder(self._folder)
+
+    def _record_torn(self) -> None:
+        if not self._torn_bytes:
+            return
+        self._append(
+            [
+                AuditRecord(
+                    time=self._now(),
+                    event="audit_tail_set_aside",
+                    outcome=Outcome.OK,
+                    details={"bytes": str(self._torn_bytes)},
+                )
+            ]
+        )
+        self._torn_bytes = 0
 
 
 def _exclusive(path: Path) -> int:
@@ -221,8 +286,12 @@ def _set_aside(path: Path, tail: bytes) -> None:
     number = 1
     while (aside := path.with_name(f"{path.name}.torn-{number}")).exists():
         number += 1
-    aside.touch(mode=0o600)
-    aside.write_bytes(tail)
+    try:
+        aside.touch(mode=0o600)
+        aside.write_bytes(tail)
+    except OSError:
+        aside.unlink(missing_ok=True)  # else a full disk fills further, one file an attempt
+        raise
     with path.open("r+b") as file:
         file.truncate(path.stat().st_size - len(tail))
         os.fsync(file.fileno())

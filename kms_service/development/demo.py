@@ -21,7 +21,7 @@ from typing import Any
 import modelkms
 from modelkms.officer import Officer
 
-from kms_service.adapters.audit_log import read_records, verify
+from kms_service.adapters.audit_reading import read_records, verify
 from kms_service.development.stack import PROJECT, DevelopmentStack
 
 _WINDOW_BYTES = 32
@@ -178,13 +178,15 @@ def show_evidence(stack: DevelopmentStack) -> None:
         require(float(samples.get(name, "0")) > 0, f"{name} is in the metrics")
     shown = ", ".join(f"{name} {float(samples[name]):.0f}" for name in wanted)
     say("metrics", f"{shown}, and {len(samples) - len(wanted)} further series")
-    records = list(read_records(stack.paths.audit))
+    records = list(read_records(stack.paths.audit / "main"))
     counts = Counter(f"{record['event']} {record['outcome']}" for record in records)
     shown = ", ".join(
         f"{count} {event}" for event, count in sorted(counts.items()) if "Lease" in event
     )
     say("audit", f"{len(records)} records, among them {shown}")
-    say("audit", f"chain verified: {verify(stack.paths.audit).summary}")
+    (chain,) = verify(stack.paths.audit).chains
+    require(not chain.fault, "the audit chain is whole")
+    say("audit", f"chain verified: {chain.summary}")
 
 
 def connect(stack: DevelopmentStack, identity: str) -> modelkms.Client:

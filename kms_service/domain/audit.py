@@ -23,6 +23,8 @@ class AuditRecord:
         event: verb as the API has it (`LeaseDataKey`), or a service act (`service_started`).
         outcome: see `Outcome`.
         request_id: of the call, 32 hexadecimal digits; empty for the service's own acts.
+        trace_id: of the caller's trace (W3C Trace Context), 32 hexadecimal digits; else empty.
+        latency_us: from the call's admission to this record, in microseconds; 0 for own acts.
         principal, instance, peer: who and from where; empty for the service's own acts.
         resource: resource name acted on.
         decision_id: of the policy decision; empty if none was taken.
@@ -35,6 +37,8 @@ class AuditRecord:
     event: str
     outcome: Outcome
     request_id: str = ""
+    trace_id: str = ""
+    latency_us: int = 0
     principal: str = ""
     instance: str = ""
     peer: str = ""

@@ -68,6 +68,8 @@ class Caller:
         peer: network address as gRPC tells it (`ipv4:127.0.0.1:5`).
         method: full gRPC method (`/modelkms_api.v1.KeyService/LeaseDataKey`).
         client_version: of our SDK, as it says itself (`0.1.0`); empty if it does not.
+        trace_id: of the trace that the caller says this call belongs to (W3C Trace Context), 32
+            hexadecimal digits, or empty. A claim, for finding things again; never identity.
     """
 
     principal: Principal
@@ -75,3 +77,4 @@ class Caller:
     peer: str
     method: str
     client_version: str = ""
+    trace_id: str = ""

@@ -32,6 +32,7 @@ from kms_service.rpc.error_table import (
     to_grpc_status,
 )
 from kms_service.rpc.pool import FairShare, refuse_if_overloaded
+from kms_service.rpc.trace_context import trace_id
 from kms_service.telemetry.logging import get_logger
 from kms_service.telemetry.metrics import MethodMetrics, Metrics
 
@@ -128,7 +129,14 @@ class Pipeline:
             metadata,
         )
         call.admitted(
-            Caller(principal, call.id, context.peer(), call.method, client_version(metadata))
+            Caller(
+                principal,
+                call.id,
+                context.peer(),
+                call.method,
+                client_version(metadata),
+                trace_id(metadata),
+            )
         )
         call.check()
 
@@ -219,6 +227,8 @@ class Call:
         fields = {"method": self.method, "request_id": self.id, "peer": self.context.peer()}
         if self._caller is not None:
             fields["principal"] = self._caller.principal.id
+            if self._caller.trace_id:
+                fields["trace_id"] = self._caller.trace_id
         return fields
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import lru_cache
 from typing import TypeVar
 from urllib.parse import unquote
@@ -45,6 +46,7 @@ T = TypeVar("T")
 Refusal = type[ModelNotFoundOrDenied] | type[LeaseNotFoundOrDenied]
 
 _NO_LABELS: Mapping[str, str] = {}
+_MICROSECOND = timedelta(microseconds=1)
 
 
 class Gate:
@@ -126,6 +128,7 @@ class Gate:
                 event=event,
                 outcome=Outcome.OK,
                 request_id=caller.request_id,
+                trace_id=caller.trace_id,
                 principal=caller.principal.id,
                 instance=caller.principal.instance,
                 peer=caller.peer,
@@ -162,6 +165,7 @@ class Permit:
         self._decision: Decision | None = None
         self._cause = ""
         self._details: dict[str, str] = {}
+        self._began = clock.now()
 
     @property
     def decision(self) -> Decision:
@@ -251,13 +255,15 @@ class Permit:
             return
 
     def _append(self, outcome: Outcome, reason: str) -> None:
-        decision = self._decision
+        decision, now = self._decision, self._clock.now()
         self._audit.append(
             AuditRecord(
-                time=self._clock.now(),
+                time=now,
                 event=self._event,
                 outcome=outcome,
                 request_id=self._caller.request_id,
+                trace_id=self._caller.trace_id,
+                latency_us=(now - self._began) // _MICROSECOND,
                 principal=self._caller.principal.id,
                 instance=self._caller.principal.instance,
                 peer=self._caller.peer,

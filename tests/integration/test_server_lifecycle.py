@@ -492,9 +492,9 @@ def test_audit_verify(
     capsys.readouterr()
     code, out, _ = command(monkeypatch, capsys, "audit", "verify", str(folder))
     assert code == 0
-    assert out.startswith("whole to record 2")
-    (segment,) = [path for path in folder.iterdir() if path.stat().st_size]
+    assert out.startswith("main: whole to record 2")
+    (segment,) = [path for path in (folder / "main").iterdir() if path.stat().st_size]
     segment.write_bytes(segment.read_bytes().replace(b"service_stopped", b"service_storred"))
     code, _, told = command(monkeypatch, capsys, "audit", "verify", str(folder))
     assert code == 6
-    assert told.startswith("error: record 2 ")
+    assert told.startswith("error: main: record 2 ")

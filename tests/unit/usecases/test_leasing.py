@@ -53,6 +53,16 @@ def published(world: World) -> World:
     return world
 
 
+# --- the record ---------------------------------------------------------------------------------
+
+
+def test_a_record_has_the_trace_and_how_long_it_took(published: World) -> None:
+    published.master_keys.meanwhile = lambda: published.clock.advance(timedelta(milliseconds=7))
+    published.lease(replace(READER, trace_id="ab" * 16), STABLE)
+    (record,) = published.audit.take()
+    assert (record.trace_id, record.latency_us) == ("ab" * 16, 7000)
+
+
 # --- the story -----------------------------------------------------------------------------------
 
 
