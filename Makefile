@@ -50,8 +50,8 @@ $(UV_HOME)/bin/uv: requirements/uv.txt
 	@touch $@
 
 .PHONY: setup-go
-setup-go: ## Go 1.26 or newer: the system's, else the locked wheel outside the tree
-	@$(PYTHON) -m tests.support.tools go
+setup-go: ## Go 1.26 or newer (the system's, else the locked wheel) and the S3 gateway of the tests
+	@$(PYTHON) -m tests.support.tools go versitygw
 
 .PHONY: setup-vault
 setup-vault: setup setup-go ## HashiCorp Vault from its Go module, outside the tree (5 minutes, once)

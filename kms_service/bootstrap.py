@@ -17,6 +17,7 @@ from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import SERVICE_NAME as HEALTH
 from grpc_health.v1.health import HealthServicer
 from grpc_reflection.v1alpha import reflection_pb2
+from modelkms_api.object_store import BucketSettings
 from modelkms_api.v1 import (
     artifact_service_pb2,
     key_service_pb2,
@@ -26,6 +27,7 @@ from modelkms_api.v1 import (
 
 from kms_service.adapters import database as sql
 from kms_service.adapters.audit_log import FileAuditLog
+from kms_service.adapters.bucket_storage import BucketArtifactStore
 from kms_service.adapters.cedar import CedarPolicyEngine
 from kms_service.adapters.clock import LogicalClock, boottime_s
 from kms_service.adapters.data_key_cache import CacheResult, DataKeyCache
@@ -36,7 +38,7 @@ from kms_service.adapters.vault_session import VaultSession, VaultSettings
 from kms_service.config import Config
 from kms_service.domain.audit import AuditRecord
 from kms_service.domain.errors import AuditUnavailable, ConfigurationError
-from kms_service.domain.ports import AuditLog
+from kms_service.domain.ports import ArtifactStore, AuditLog
 from kms_service.policy_reload import PolicyReloader
 from kms_service.rpc.artifact_service import ArtifactServicer
 from kms_service.rpc.authentication import Authenticator
@@ -69,6 +71,7 @@ from kms_service.usecases.renew_lease import RenewLease
 from kms_service.usecases.resolve_model import ResolveModel
 from kms_service.usecases.revoke_leases import RevokeLeases
 from kms_service.usecases.set_alias import SetAlias
+from kms_service.usecases.sweep_orphans import SweepOrphans
 from kms_service.usecases.upload_artifact import UploadArtifact
 from kms_service.usecases.version_state import ChangeVersionState
 
@@ -79,6 +82,7 @@ _POLICIES_EVERY_S = 2.0
 _GAUGES_EVERY_S = 15.0
 _EXPIRE_EVERY_S = 300.0
 _SESSIONS_EVERY_S = 60.0
+_SWEEP_EVERY_S = 6 * 3600.0
 _SHARE_OF_THREADS = 0.75
 
 _MODELS = model_service_pb2.DESCRIPTOR.services_by_name["ModelService"]
@@ -182,7 +186,7 @@ class Adapters:
     policy: CedarPolicyEngine
     policy_reloader: PolicyReloader
     audit: FileAuditLog
-    store: LocalArtifactStore
+    store: ArtifactStore
     transport: HpkeKeyTransport
 
 
@@ -233,6 +237,31 @@ def open_vault(config: Config) -> VaultMasterKeys:
     return VaultMasterKeys(session, vault.transit_mount)
 
 
+def open_store(config: Config) -> ArtifactStore:
+    """A bucket is not asked yet.
+
+    Raises:
+        ConfigurationError: a bucket cannot be used as it is described.
+        StorageUnavailable: a folder cannot be made or used.
+    """
+    store = config.store
+    if store.kind == "local":
+        assert store.folder is not None  # StoreSection has checked
+        return LocalArtifactStore(store.folder)
+    assert store.bucket is not None  # as above
+    settings = BucketSettings(
+        kind=store.kind,
+        bucket=store.bucket,
+        prefix=store.prefix,
+        endpoint=store.endpoint,
+        region=store.region,
+        account=store.account,
+        ca_file=store.ca_file,
+        credentials_file=store.credentials_file,
+    )
+    return BucketArtifactStore(settings, signs_links=store.links)
+
+
 def open_policy(config: Config, metrics: Metrics) -> tuple[CedarPolicyEngine, PolicyReloader]:
     """An engine with its policies in force, and what keeps them those of the folder.
 
@@ -269,7 +298,7 @@ def _adapters(config: Config, metrics: Metrics) -> Adapters:
             segment_bytes=config.audit.segment_bytes,
             gather_us=config.audit.gather_us,
         ),
-        store=LocalArtifactStore(config.store.folder),
+        store=open_store(config),
         transport=HpkeKeyTransport(),
     )
 
@@ -354,6 +383,14 @@ def _timers(
         pending_ttl=timedelta(seconds=config.pending_ttl_s),
     )
 
+    sweep = SweepOrphans(
+        database=adapters.database,
+        store=adapters.store,
+        audit=audit,
+        clock=adapters.clock,
+        grace=timedelta(seconds=config.store.orphan_grace_s),
+    )
+
     def count_leases() -> None:
         with adapters.database.read() as transaction:
             metrics.leases_live.set(transaction.leases.count_live(adapters.clock.now()))
@@ -365,6 +402,7 @@ def _timers(
         Timer("gauges", _GAUGES_EVERY_S, count_leases),
         Timer("sessions", _SESSIONS_EVERY_S, adapters.transport.forget_ended_sessions),
         Timer("expire-pending", _EXPIRE_EVERY_S, lambda: metrics.versions_expired.inc(expire())),
+        Timer("sweep-orphans", _SWEEP_EVERY_S, lambda: metrics.orphans_swept.inc(sweep())),
     ]
 
 

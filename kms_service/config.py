@@ -178,10 +178,46 @@ class DatabaseSection(_Section):
 
 
 class StoreSection(_Section):
-    """Where artifacts lie. Here: a local folder."""
+    """Where artifacts lie: a local folder, or a bucket."""
 
-    kind: Literal["local"] = "local"
-    folder: ConfigPath
+    kind: Literal["local", "s3", "gcs", "azure"] = "local"
+    folder: ConfigPath | None = None
+    """`local` only."""
+    bucket: str | None = Field(default=None, pattern=r"^[A-Za-z0-9._-]{1,255}$")
+    """Bucket, or container; every kind but `local`."""
+    prefix: str = Field(default="", pattern=r"^([A-Za-z0-9._=-]+(/[A-Za-z0-9._=-]+)*)?$")
+    """Of every object of ours. Two installations never share bucket and prefix: each would sweep
+    what the other stored."""
+    endpoint: str | None = Field(default=None, pattern=r"^https?://[^\s/@]+$")
+    """`https://host[:port]` where it is not the provider's own; plain http only to this machine."""
+    region: str | None = None
+    account: str | None = None
+    """`azure` only: the storage account."""
+    ca_file: ConfigPath | None = None
+    """PEM bundle trusted beside the system's."""
+    credentials_file: ConfigPath | None = None
+    """S3 and Azure: a JSON object; GCS: a service account's key. Absent: from the environment, the
+    instance or the workload's identity."""
+    links: bool = True
+    """Whether clients can reach the bucket and so are given presigned links; false: they read
+    through the service."""
+    orphan_grace_s: float = Field(default=14 * 86400.0, ge=3600)
+    """Objects that no version uses are deleted once they were not written for so long."""
+
+    @model_validator(mode="after")
+    def _of_its_kind(self) -> Self:
+        if self.kind == "local":
+            if self.folder is None:
+                raise ValueError("folder is missing; add it")
+            bucket_fields = ("bucket", "prefix", "endpoint", "region", "account")
+            given = [name for name in bucket_fields if getattr(self, name)]
+            if given:
+                raise ValueError(f"{given[0]} is not for a local folder; set kind, or remove it")
+        elif self.bucket is None:
+            raise ValueError("bucket is missing; add it")
+        elif self.folder is not None:
+            raise ValueError("folder is for kind = local only; remove it")
+        return self
 
 
 class PolicySection(_Section):

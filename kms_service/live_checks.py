@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
+import secrets
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 
-from kms_service.adapters.object_storage import LocalArtifactStore
-from kms_service.bootstrap import open_database, open_policy, open_vault, tls_files
+from kms_service.bootstrap import (
+    open_database,
+    open_policy,
+    open_store,
+    open_vault,
+    tls_files,
+)
 from kms_service.config import Config
 from kms_service.domain.errors import ConfigurationError, MasterKeyMisconfigured
 from kms_service.rpc.tls import load_tls_material
@@ -30,8 +36,17 @@ def live_checks(config: Config) -> Iterator[tuple[str, Callable[[], object]]]:
 
 
 def _store_can_be_written(config: Config) -> None:
-    LocalArtifactStore(config.store.folder)
-    _can_be_written("store.folder", config.store.folder)
+    store = open_store(config)
+    store.probe()
+    if config.store.folder is not None:
+        _can_be_written("store.folder", config.store.folder)
+        return
+    # An artifact of nobody, written as an upload is.
+    artifact_id = secrets.token_hex(16)
+    with store.resume(artifact_id, 0) as upload:
+        upload.append(b"live check")
+        upload.commit()
+    store.delete(artifact_id)
 
 
 def _can_be_written(field: str, folder: Path) -> None:

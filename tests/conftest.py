@@ -16,6 +16,7 @@ import pytest
 
 from tests.support import postgresql, vault_servers
 from tests.support.postgresql import PostgresServer
+from tests.support.s3_gateway import S3Gateway, running_gateway
 from tests.support.vault_servers import VaultRig
 
 # Read when onnxruntime is imported: official builds report their use to their vendor otherwise.
@@ -57,3 +58,10 @@ def postgres() -> Iterator[PostgresServer]:
     """A real server; started at its first use by a worker."""
     with postgresql.running() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def s3_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Gateway]:
+    """A real S3 server; started at its first use by a worker."""
+    with running_gateway(tmp_path_factory.mktemp("s3")) as gateway:
+        yield gateway

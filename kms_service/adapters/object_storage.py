@@ -15,7 +15,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from kms_service.domain.errors import (
@@ -121,6 +121,23 @@ class LocalArtifactStore:
         """None: a local folder cannot sign."""
         return None
 
+    def stored_before(self, time: datetime) -> Iterator[str]:
+        for folder, pattern in ((self._objects, "*/*"), (self._uploads, "*")):
+            with _translated():
+                paths = list(folder.glob(pattern))
+            for path in paths:
+                with _translated():
+                    try:
+                        written = path.stat().st_mtime
+                    except FileNotFoundError:
+                        continue
+                if is_id(path.name) and datetime.fromtimestamp(written, UTC) < time:
+                    yield path.name
+
+    def probe(self) -> None:
+        with _translated():
+            self._objects.stat()
+
     def _open(self, artifact_id: str) -> int:
         with _translated():
             for path in (self._object(artifact_id), self._upload(artifact_id)):
@@ -131,10 +148,10 @@ class LocalArtifactStore:
         raise ArtifactMissing
 
     def _upload(self, artifact_id: str) -> Path:
-        return self._uploads / _checked(artifact_id)
+        return self._uploads / checked_id(artifact_id)
 
     def _object(self, artifact_id: str) -> Path:
-        return self._objects / _checked(artifact_id)[:2] / artifact_id
+        return self._objects / checked_id(artifact_id)[:2] / artifact_id
 
 
 class LocalArtifactWriter:
@@ -186,7 +203,16 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _checked(artifact_id: str) -> str:
-    if _ID.fullmatch(artifact_id) is None:
+def is_id(name: str) -> bool:
+    """Whether it is named as an artifact is."""
+    return _ID.fullmatch(name) is not None
+
+
+def checked_id(artifact_id: str) -> str:
+    """
+    Raises:
+        ValueError: not an artifact id: a programming error, and never a path elsewhere.
+    """
+    if not is_id(artifact_id):
         raise ValueError("not an artifact id")
     return artifact_id

@@ -166,6 +166,10 @@ class VersionTable(Protocol):
     def never_finalized(self, created_after: datetime, limit: int) -> Sequence[Version]:
         """At most `limit` DESTROYED versions of any project without a pin, oldest first."""
 
+    def using_artifacts(self, artifact_ids: Sequence[str]) -> frozenset[str]:
+        """Which of these (at most 500) belong to a version that is not DESTROYED."""
+
+
     def count_by_master_key_version(self, project: ProjectName) -> dict[int, int]:
         """How many data keys are wrapped under which master-key version. DESTROYED versions
         have none."""
@@ -322,7 +326,26 @@ class ArtifactStore(Protocol):
         """Remove object and upload, if there. Idempotent."""
 
     def link(self, artifact_id: str, valid_for: timedelta) -> str | None:
-        """A presigned GET link, or None where the store cannot sign."""
+        """A presigned GET link, good for at least so long; None where the store cannot sign.
+
+        Raises:
+            StorageUnavailable: it can, but not now.
+        """
+
+    def stored_before(self, time: datetime) -> Iterator[str]:
+        """Ids of the objects and uploads that were last written before then; in no order, an id
+        twice if it has both. What is not named by an artifact id is not ours and left out.
+
+        Raises:
+            StorageUnavailable.
+        """
+
+    def probe(self) -> None:
+        """Returns if the store is there and can be read; cheap.
+
+        Raises:
+            StorageUnavailable.
+        """
 
 
 # --- key transport --------------------------------------------------------------------------------

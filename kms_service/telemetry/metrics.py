@@ -95,6 +95,9 @@ class Metrics:
             "modelkms_versions_expired_total",
             "PENDING versions destroyed, never finalized",
         )
+        self.orphans_swept = self._counter(
+            "modelkms_orphans_swept_total", "Stored objects deleted that no version used"
+        )
         self.audit_records = self._counter(
             "modelkms_audit_records_total", "Audit records made durable"
         )

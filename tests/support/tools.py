@@ -19,6 +19,8 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 MINIMUM_GO = (1, 26)
 """The first with `crypto/hpke`."""
+TOOL_MODULES = ("go-tools", "s3-gateway")
+"""Folders of tests/support, each a Go module that names its tools."""
 
 
 class ToolMissing(Exception):
@@ -62,16 +64,15 @@ def install_go() -> Path:
 
 
 def go_tool(name: str) -> Path:
-    """A Go program of tests/support/go-tools (`ghz`), built once for its locked version.
+    """A Go program of one of our tool modules (`ghz`, `versitygw`), built once for its locked
+    version.
 
     Raises:
         ToolMissing: no Go to build it with.
-        KeyError: tests/support/go-tools has no such tool.
+        KeyError: no module has such a tool.
     """
-    module = REPOSITORY / "tests" / "support" / "go-tools"
-    lock = (module / "go.mod").read_bytes() + (module / "go.sum").read_bytes()
-    packages = {line.rsplit("/", 1)[-1]: line for line in _tool_lines(lock.decode())}
-    package = packages[name]
+    module, package = _tool_packages()[name]
+    lock = _lock_of(module)
     binary = cache_folder() / "tools" / f"{name}-{hashlib.sha256(lock).hexdigest()[:16]}"
     if not binary.exists():
         binary.parent.mkdir(parents=True, exist_ok=True)
@@ -84,6 +85,20 @@ def go_tool(name: str) -> Path:
         )
         temporary.replace(binary)  # whoever else builds it replaces it by the same
     return binary
+
+
+def _tool_packages() -> dict[str, tuple[Path, str]]:
+    """Module folder and package of each tool, by its name."""
+    modules = [REPOSITORY / "tests" / "support" / name for name in TOOL_MODULES]
+    return {
+        line.rsplit("/", 1)[-1]: (module, line)
+        for module in modules
+        for line in _tool_lines(_lock_of(module).decode())
+    }
+
+
+def _lock_of(module: Path) -> bytes:
+    return (module / "go.mod").read_bytes() + (module / "go.sum").read_bytes()
 
 
 def _tool_lines(go_mod: str) -> list[str]:
@@ -159,6 +174,8 @@ def _output(command: Sequence[Path | str]) -> str:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] != ["go"]:
-        sys.exit("usage: python3 -m tests.support.tools go")
+    if sys.argv[1:2] != ["go"]:
+        sys.exit("usage: python3 -m tests.support.tools go [TOOL…]")
     print(f"go: {install_go()}")
+    for wanted in sys.argv[2:]:
+        print(f"{wanted}: {go_tool(wanted)}")

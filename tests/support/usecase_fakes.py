@@ -188,6 +188,12 @@ class WatchedStore:
             return None
         return f"https://store.example/{artifact_id}?for={valid_for.total_seconds():.0f}"
 
+    def stored_before(self, time: datetime) -> Iterator[str]:
+        return self.inner.stored_before(time)
+
+    def probe(self) -> None:
+        self.inner.probe()
+
 
 @dataclass
 class WatchedDatabase:

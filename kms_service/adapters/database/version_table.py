@@ -110,6 +110,16 @@ class SqlVersionTable:
         )
         return [_version(row) for row in rows]
 
+    def using_artifacts(self, artifact_ids: Sequence[str]) -> frozenset[str]:
+        rows = self._connection.execute(
+            select(_TABLE.c.artifact_id).where(
+                _TABLE.c.artifact_id.in_(artifact_ids),
+                _TABLE.c.state != VersionState.DESTROYED.value,
+            )
+        )
+        return frozenset(row[0] for row in rows)
+
+
     def count_by_master_key_version(self, project: ProjectName) -> dict[int, int]:
         rows = self._connection.execute(
             select(_TABLE.c.master_key_version, func.count())

@@ -152,7 +152,22 @@ def test_unknown_fields_and_missing_ones_are_told_together(tmp_path: Path) -> No
             'role_id_file = "role-id"\nmaster_key_template = "same-for-all"',
             "vault: master_key_template must hold {project} once",
         ),
-        ('kind = "local"', 'kind = "floppy"', "store.kind: input should be 'local'"),
+        (
+            'kind = "local"',
+            'kind = "floppy"',
+            "store.kind: input should be 'local', 's3', 'gcs' or 'azure'",
+        ),
+        ('kind = "local"', 'kind = "s3"', "store: bucket is missing; add it"),
+        (
+            'kind = "local"',
+            'kind = "s3"\nbucket = "models"',
+            "store: folder is for kind = local only; remove it",
+        ),
+        (
+            'kind = "local"',
+            'kind = "local"\nbucket = "models"',
+            "store: bucket is not for a local folder; set kind, or remove it",
+        ),
     ],
 )
 def test_wrong_values_are_told_by_field(tmp_path: Path, old: str, new: str, problem: str) -> None:

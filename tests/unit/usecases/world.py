@@ -35,7 +35,7 @@ from kms_service.domain.names import (
     Reference,
     VersionName,
 )
-from kms_service.domain.ports import ClientKey, LeaseFilter, Liveness
+from kms_service.domain.ports import ArtifactStore, ClientKey, LeaseFilter, Liveness
 from kms_service.usecases.answers import CreatedVersion, FinalizedVersion, LeasedDataKey, LeaseView
 from kms_service.usecases.authorisation import Gate
 from kms_service.usecases.browse_catalogue import BrowseCatalogue
@@ -74,8 +74,10 @@ CHUNK = 1 << 20
 class World:
     """Has the project `demo` with its master key, and nobody permitted anything."""
 
-    def __init__(self, folder: Path, template: Path) -> None:
+    def __init__(self, folder: Path, template: Path, store: ArtifactStore | None = None) -> None:
+        """`store`: instead of a folder."""
         folder.mkdir(exist_ok=True)
+        self.artifacts = folder / "artifacts"
         self.pending_ttl = timedelta(days=7)
         self.clock = ManualClock()
         self.policy = ScriptedPolicy()
@@ -84,7 +86,7 @@ class World:
         self.master_keys = WatchedMasterKeys(self.vault)
         self._sql = open_database(folder, template)
         self.database = WatchedDatabase(self._sql)
-        self.store = WatchedStore(open_store(folder))
+        self.store = WatchedStore(store or open_store(folder))
         self.transport = HpkeKeyTransport()
         self._construct()
 
