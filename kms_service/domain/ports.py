@@ -169,7 +169,6 @@ class VersionTable(Protocol):
     def using_artifacts(self, artifact_ids: Sequence[str]) -> frozenset[str]:
         """Which of these (at most 500) belong to a version that is not DESTROYED."""
 
-
     def count_by_master_key_version(self, project: ProjectName) -> dict[int, int]:
         """How many data keys are wrapped under which master-key version. DESTROYED versions
         have none."""

@@ -119,7 +119,6 @@ class SqlVersionTable:
         )
         return frozenset(row[0] for row in rows)
 
-
     def count_by_master_key_version(self, project: ProjectName) -> dict[int, int]:
         rows = self._connection.execute(
             select(_TABLE.c.master_key_version, func.count())
