@@ -32,13 +32,20 @@ from kms_service.adapters.cedar import CedarPolicyEngine
 from kms_service.adapters.clock import LogicalClock, boottime_s
 from kms_service.adapters.data_key_cache import CacheResult, DataKeyCache
 from kms_service.adapters.key_transport import HpkeKeyTransport
+from kms_service.adapters.measured import CountedAuditLog, TimedDatabase, timed
 from kms_service.adapters.object_storage import LocalArtifactStore
 from kms_service.adapters.vault import VaultMasterKeys
 from kms_service.adapters.vault_session import VaultSession, VaultSettings
 from kms_service.config import Config
-from kms_service.domain.audit import AuditRecord
-from kms_service.domain.errors import AuditUnavailable, ConfigurationError
+from kms_service.domain.errors import ConfigurationError
 from kms_service.domain.ports import ArtifactStore, AuditLog
+from kms_service.observation import (
+    lease_counter,
+    master_key_surveyor,
+    watch_audit,
+    watch_transport,
+    watch_vault,
+)
 from kms_service.policy_reload import PolicyReloader
 from kms_service.rpc.artifact_service import ArtifactServicer
 from kms_service.rpc.authentication import Authenticator
@@ -80,6 +87,7 @@ _PROBE_EVERY_S = 2.0
 _MARK_EVERY_S = 10.0
 _POLICIES_EVERY_S = 2.0
 _GAUGES_EVERY_S = 15.0
+_SURVEY_EVERY_S = 30.0
 _EXPIRE_EVERY_S = 300.0
 _SESSIONS_EVERY_S = 60.0
 _SWEEP_EVERY_S = 6 * 3600.0
@@ -113,18 +121,10 @@ def build(config: Config) -> Service:
     )
     credentials = ReloadingCredentials(tls_files(config), metrics)
     adapters = _adapters(config, metrics)
-    _watch_vault(adapters, metrics)
-    metrics.observe_gauge(
-        "modelkms_audit_chain_records",
-        "Number of the last durable record of this process's audit chain",
-        lambda: float(adapters.audit.last_sequence),
-    )
-    metrics.observe_gauge(
-        "modelkms_transport_sessions",
-        "Key transport sessions held: client keys whose next answer costs no HPKE",
-        lambda: float(adapters.transport.sessions),
-    )
-    audit = _CountedAuditLog(adapters.audit, metrics)
+    watch_vault(metrics, adapters.master_keys, adapters.data_keys)
+    watch_transport(metrics, adapters.transport)
+    watch_audit(metrics, adapters.audit)
+    audit = CountedAuditLog(adapters.audit, metrics)
     server = config.server
     limits = ServerLimits(
         threads=server.threads,
@@ -135,7 +135,10 @@ def build(config: Config) -> Service:
     pools = CallPools(limits)
     share = max(1, int(server.threads * _SHARE_OF_THREADS))
     pipeline = Pipeline(
-        Authenticator(server.trust_domains, adapters.clock),
+        timed(
+            Authenticator(server.trust_domains, adapters.clock, metrics.cache("certificate")),
+            metrics.steps.step("identity"),
+        ),
         FairShare(pools.unary, share),
         metrics,
     )
@@ -148,7 +151,7 @@ def build(config: Config) -> Service:
             rpc=RpcServer(
                 server.listen, credentials.grpc, servicers, pipeline, health, pools, limits
             ),
-            metrics=MetricsServer(host.strip("[]"), int(port), metrics.registry),
+            metrics=MetricsServer((host.strip("[]"), int(port)), metrics.registry),
             readiness=readiness,
             timers=_timers(config, adapters, audit, readiness, metrics),
             audit=audit,
@@ -269,7 +272,12 @@ def open_policy(config: Config, metrics: Metrics) -> tuple[CedarPolicyEngine, Po
         ConfigurationError: the policy set is refused.
     """
     policy = config.policy
-    engine = CedarPolicyEngine(policy.folder, policy.default_lease_ttl, policy.max_lease_ttl)
+    engine = CedarPolicyEngine(
+        policy.folder,
+        policy.default_lease_ttl,
+        policy.max_lease_ttl,
+        metrics.cache("policy_decision"),
+    )
     reloader = PolicyReloader(engine, policy.folder, metrics)
     reloader.load()
     return engine, reloader
@@ -299,16 +307,21 @@ def _adapters(config: Config, metrics: Metrics) -> Adapters:
             gather_us=config.audit.gather_us,
         ),
         store=open_store(config),
-        transport=HpkeKeyTransport(),
+        transport=HpkeKeyTransport(looked_up=metrics.cache("transport_session")),
     )
 
 
 def _servicers(
     config: Config, adapters: Adapters, audit: AuditLog, metrics: Metrics
 ) -> dict[ServiceDescriptor, object]:
-    database, clock, store = adapters.database, adapters.clock, adapters.store
-    policy, keys, transport = adapters.policy, adapters.master_keys, adapters.transport
-    gate = Gate(database=database, policy=policy, audit=audit, clock=clock)
+    clock, store, steps = adapters.clock, adapters.store, metrics.steps
+    database = TimedDatabase(adapters.database, steps.step("database"))
+    policy = timed(adapters.policy, steps.step("policy"))
+    keys = timed(adapters.master_keys, steps.step("vault"))
+    transport = timed(adapters.transport, steps.step("key_transport"))
+    gate = Gate(
+        database=database, policy=policy, audit=timed(audit, steps.step("audit")), clock=clock
+    )
     return {
         _MODELS: ModelServicer(
             browse=BrowseCatalogue(gate=gate, database=database, policy=policy, clock=clock),
@@ -350,6 +363,7 @@ def _servicers(
         _ARTIFACTS: ArtifactServicer(
             read_artifact=ReadArtifact(gate=gate, store=store),
             upload_artifact=UploadArtifact(gate=gate, store=store),
+            metrics=metrics,
         ),
     }
 
@@ -382,7 +396,6 @@ def _timers(
         clock=adapters.clock,
         pending_ttl=timedelta(seconds=config.pending_ttl_s),
     )
-
     sweep = SweepOrphans(
         database=adapters.database,
         store=adapters.store,
@@ -390,16 +403,14 @@ def _timers(
         clock=adapters.clock,
         grace=timedelta(seconds=config.store.orphan_grace_s),
     )
-
-    def count_leases() -> None:
-        with adapters.database.read() as transaction:
-            metrics.leases_live.set(transaction.leases.count_live(adapters.clock.now()))
-
+    count_leases = lease_counter(metrics, adapters.database, adapters.clock)
+    survey = master_key_surveyor(metrics, adapters.database, adapters.master_keys)
     return [
         Timer("probe", _PROBE_EVERY_S, readiness.probe),
         Timer("clock-mark", _MARK_EVERY_S, adapters.clock.store_mark),
         Timer("policies", _POLICIES_EVERY_S, adapters.policy_reloader.load_if_changed),
         Timer("gauges", _GAUGES_EVERY_S, count_leases),
+        Timer("master-keys", _SURVEY_EVERY_S, survey),
         Timer("sessions", _SESSIONS_EVERY_S, adapters.transport.forget_ended_sessions),
         Timer("expire-pending", _EXPIRE_EVERY_S, lambda: metrics.versions_expired.inc(expire())),
         Timer("sweep-orphans", _SWEEP_EVERY_S, lambda: metrics.orphans_swept.inc(sweep())),
@@ -409,7 +420,7 @@ def _timers(
 def _data_key_cache(config: Config, master_keys: VaultMasterKeys, metrics: Metrics) -> DataKeyCache:
     sources = {result: metrics.data_keys.labels(source=result.value) for result in CacheResult}
     return DataKeyCache(
-        master_keys,
+        timed(master_keys, metrics.steps.step("vault"), but=("probe",)),
         ttl=timedelta(seconds=config.vault.key_cache_ttl_s),
         outage_grace=timedelta(seconds=config.vault.outage_grace_s),
         max_keys=config.vault.key_cache_keys,
@@ -417,43 +428,3 @@ def _data_key_cache(config: Config, master_keys: VaultMasterKeys, metrics: Metri
         random=random.random,
         count=lambda result: sources[result].inc(),
     )
-
-
-def _watch_vault(adapters: Adapters, metrics: Metrics) -> None:
-    master_keys, data_keys = adapters.master_keys, adapters.data_keys
-    metrics.observe_gauge(
-        "modelkms_vault_token_ttl_seconds",
-        "How long the service's Vault token still lasts; absent without one",
-        lambda: master_keys.status().token_ttl_s,
-    )
-    metrics.observe_gauge(
-        "modelkms_vault_breaker_open",
-        "1 while calls to Vault are not even tried",
-        lambda: float(master_keys.status().breaker_open),
-    )
-    metrics.observe_gauge(
-        "modelkms_cached_data_keys",
-        "Unwrapped data keys in memory",
-        lambda: float(len(data_keys)),
-    )
-    metrics.observe_gauge(
-        "modelkms_vault_outage_grace_in_use",
-        "1 while keys are issued from memory only because Vault is unreachable",
-        lambda: float(data_keys.outage),
-    )
-
-
-class _CountedAuditLog:
-    """Counts what becomes durable and what does not."""
-
-    def __init__(self, log: AuditLog, metrics: Metrics) -> None:
-        self._log = log
-        self._metrics = metrics
-
-    def append(self, record: AuditRecord) -> None:
-        try:
-            self._log.append(record)
-        except AuditUnavailable:
-            self._metrics.audit_failures.inc()
-            raise
-        self._metrics.audit_records.inc()

@@ -130,6 +130,11 @@ class FileAuditLog:
         """Number of the last durable record."""
         return self._last.sequence
 
+    @property
+    def waiting(self) -> int:
+        """Records handed over and not yet durable, those being written left out."""
+        return len(self._queue)
+
     def close(self) -> None:
         """Write what waits, then close. Later appends are refused. Idempotent."""
         with self._queue_lock:

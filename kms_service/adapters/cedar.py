@@ -6,7 +6,7 @@ import json
 import secrets
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -74,10 +74,13 @@ class _Answer:
 class _InForce:
     """A set and the answers it gave: they go together, so no answer outlives its set."""
 
-    def __init__(self, policies: PolicySet, limits: LeaseLimits) -> None:
+    def __init__(
+        self, policies: PolicySet, limits: LeaseLimits, looked_up: Callable[[bool], None]
+    ) -> None:
         self.policies = policies
         self.epoch = policies.files.epoch
         self._limits = limits
+        self._looked_up = looked_up
         self._lock = threading.Lock()
         self._answers: OrderedDict[CanonicalRequest, _Answer] = OrderedDict()
 
@@ -87,7 +90,9 @@ class _InForce:
             known = self._answers.get(key)
             if known is not None:
                 self._answers.move_to_end(key)
-                return known
+        self._looked_up(known is not None)
+        if known is not None:
+            return known
         found = evaluate(self.policies, request)
         answer = _Answer(
             found.permitted, found.policies, self._limits.bounds(self.policies, found.policies)
@@ -111,12 +116,18 @@ class CedarPolicyEngine:
     Args:
         folder: of the policy set; read by `reload()`.
         default_lease_ttl, max_lease_ttl: see `LeaseLimits`.
+        looked_up: told of each look for an answer already given, whether it was there.
     """
 
     def __init__(
-        self, folder: Path, default_lease_ttl: timedelta, max_lease_ttl: timedelta
+        self,
+        folder: Path,
+        default_lease_ttl: timedelta,
+        max_lease_ttl: timedelta,
+        looked_up: Callable[[bool], None] = lambda _found: None,
     ) -> None:
         self._folder = folder
+        self._looked_up = looked_up
         self.limits = LeaseLimits(default_lease_ttl, max_lease_ttl)
         self._in_force: _InForce | None = None
 
@@ -128,7 +139,7 @@ class CedarPolicyEngine:
         """
         before = self._in_force.policies if self._in_force is not None else None
         candidate = self.candidate(read_policy_files(self._folder), before)
-        self._in_force = _InForce(candidate, self.limits)
+        self._in_force = _InForce(candidate, self.limits, self._looked_up)
 
     @staticmethod
     def candidate(files: PolicyFiles, before: PolicySet | None) -> PolicySet:

@@ -4,6 +4,7 @@ base mode, to an ephemeral key of the client, once a session."""
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -48,10 +49,18 @@ class HpkeKeyTransport:
 
     Args:
         sessions: those of this process; they must not outlive it nor be shared with another.
+        looked_up: told of each look for a session to go on with, whether there was one.
     """
 
-    def __init__(self, sessions: SessionTable | None = None) -> None:
-        self._sessions = SessionTable(boottime_s) if sessions is None else sessions
+    def __init__(
+        self,
+        sessions: SessionTable | None = None,
+        *,
+        looked_up: Callable[[bool], None] = lambda _found: None,
+    ) -> None:
+        if sessions is None:
+            sessions = SessionTable(boottime_s, looked_up=looked_up)
+        self._sessions = sessions
 
     def check(self, client_key: ClientKey) -> None:
         """

@@ -65,11 +65,13 @@ class SessionTable:
         max_sessions: int = MAX_SESSIONS,
         max_of_principal: int = MAX_SESSIONS_OF_PRINCIPAL,
         max_answers: int = MAX_ANSWERS,
+        looked_up: Callable[[bool], None] = lambda _found: None,
     ) -> None:
         self._monotonic = monotonic
         self._max_sessions = max_sessions
         self._max_of_principal = max_of_principal
         self._max_answers = max_answers
+        self._looked_up = looked_up
         self._lock = threading.Lock()
         # Not plain dicts: those take ever longer to find their first entry as it is taken away.
         self._sessions: OrderedDict[_ClientKeyId, Session] = OrderedDict()
@@ -101,9 +103,12 @@ class SessionTable:
         key = (client_key.suite, client_key.public_key)
         with self._lock:
             session = self._sessions.get(key)
-            if session is not None and self._may_answer(session, principal):
+            goes_on = session is not None and self._may_answer(session, principal)
+            if session is not None and goes_on:
                 session.answers += 1
-                return session
+        self._looked_up(goes_on)
+        if session is not None and goes_on:
+            return session
         session = self._begin(principal, encrypt_secret)
         with self._lock:
             self._drop(key)

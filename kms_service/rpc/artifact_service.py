@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from modelkms_api.v1 import artifact_service_pb2 as pb
 
 from kms_service.domain.errors import InvalidField
 from kms_service.domain.names import VersionName
 from kms_service.rpc.pipeline import Call
+from kms_service.telemetry.metrics import Metrics
 from kms_service.usecases.read_artifact import ReadArtifact
 from kms_service.usecases.upload_artifact import UploadArtifact
 
 
 class ArtifactServicer:
-    def __init__(self, *, read_artifact: ReadArtifact, upload_artifact: UploadArtifact) -> None:
+    def __init__(
+        self, *, read_artifact: ReadArtifact, upload_artifact: UploadArtifact, metrics: Metrics
+    ) -> None:
         self._read_artifact = read_artifact
         self._upload_artifact = upload_artifact
+        self._metrics = metrics
 
     def read_artifact(
         self, request: pb.ReadArtifactRequest, call: Call
@@ -29,6 +33,7 @@ class ArtifactServicer:
             liveness=call,
         )
         for chunk in chunks:
+            self._metrics.artifact_bytes_read.inc(len(chunk))
             yield pb.ReadArtifactResponse(data=chunk)
 
     def write_artifact(
@@ -41,7 +46,7 @@ class ArtifactServicer:
             call.caller,
             VersionName.parse(first.version, "version"),
             first.offset_bytes,
-            _chunks(first, requests),
+            _counted(_chunks(first, requests), self._metrics.artifact_bytes_written.inc),
             liveness=call,
         )
         return pb.WriteArtifactResponse(stored_bytes=stored)
@@ -49,6 +54,12 @@ class ArtifactServicer:
     def get_write_status(self, request: pb.GetWriteStatusRequest, call: Call) -> pb.WriteStatus:
         name = VersionName.parse(request.version, "version")
         return pb.WriteStatus(stored_bytes=self._upload_artifact.status(call.caller, name))
+
+
+def _counted(chunks: Iterator[bytes], count: Callable[[float], None]) -> Iterator[bytes]:
+    for chunk in chunks:
+        count(len(chunk))
+        yield chunk
 
 
 def _chunks(

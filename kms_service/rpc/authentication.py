@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TypeVar
@@ -53,11 +53,18 @@ class Authenticator:
     Args:
         trust_domains: those served.
         clock: logical time, so that an expired certificate never revives.
+        looked_up: told of each look for a certificate already parsed, whether it was there.
     """
 
-    def __init__(self, trust_domains: Iterable[str], clock: Clock) -> None:
+    def __init__(
+        self,
+        trust_domains: Iterable[str],
+        clock: Clock,
+        looked_up: Callable[[bool], None] = lambda _found: None,
+    ) -> None:
         self._trust_domains = frozenset(trust_domains)
         self._clock = clock
+        self._looked_up = looked_up
         self._known: OrderedDict[bytes, _Credential] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -97,7 +104,9 @@ class Authenticator:
             known = self._known.get(pem)
             if known is not None:
                 self._known.move_to_end(pem)
-                return known
+        self._looked_up(known is not None)
+        if known is not None:
+            return known
         credential = _parse(pem)
         if credential.principal.trust_domain not in self._trust_domains:
             raise TrustDomainUnknown

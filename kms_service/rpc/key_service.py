@@ -61,7 +61,9 @@ class KeyServicer:
     def renew_lease(self, request: pb.RenewLeaseRequest, call: Call) -> resources_pb2.Lease:
         name = LeaseName.parse(request.name)
         ttl = conversion.ttl(request.ttl, request.HasField("ttl"))
-        return conversion.lease_message(self._renew_lease(call.caller, name, ttl))
+        renewed = self._renew_lease(call.caller, name, ttl)
+        self._metrics.leases_renewed.inc()
+        return conversion.lease_message(renewed)
 
     def revoke_leases(self, request: pb.RevokeLeasesRequest, call: Call) -> pb.RevokeLeasesResponse:
         parent = ProjectName.parse(request.parent, "parent")

@@ -6,10 +6,26 @@ import threading
 from collections.abc import Callable, Collection
 from datetime import datetime
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    ProcessCollector,
+    disable_created_metrics,
+)
 from prometheus_client.core import GaugeMetricFamily
 
+from kms_service import __version__
+from kms_service.telemetry.master_key_metrics import MasterKeyMetrics
+from kms_service.telemetry.steps import StepTimes
+
+# A second series for each, with when it began: process_start_time_seconds tells it once for all.
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
 OTHER = "other"
+CACHES = ("certificate", "policy_decision", "transport_session")
 _LATENCY_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
 
 
@@ -65,6 +81,10 @@ class Metrics:
         self, methods: Collection[str], codes: Collection[str], reasons: Collection[str]
     ) -> None:
         self.registry = CollectorRegistry(auto_describe=True)
+        ProcessCollector(registry=self.registry)
+        Info("modelkms_build", "The version that runs", registry=self.registry).info(
+            {"version": __version__}
+        )
         self._codes = frozenset(codes)
         self._reasons = frozenset({"", *reasons})
         self._requests = Counter(
@@ -84,9 +104,18 @@ class Metrics:
             "modelkms_rpc_in_flight", "Calls being handled", ("method",), registry=self.registry
         )
         self._methods = {method: self._method(method) for method in (*methods, OTHER)}
+        self.steps = StepTimes()
+        self.registry.register(self.steps)
+        self._caches = Counter(
+            "modelkms_cache_lookups_total",
+            "Looks into a cache in memory, by whether it was there",
+            ("cache", "result"),
+            registry=self.registry,
+        )
         self.leases_issued = self._counter(
             "modelkms_leases_issued_total", "Leases issued with their first key"
         )
+        self.leases_renewed = self._counter("modelkms_leases_renewed_total", "Renewals of leases")
         self.leases_revoked = self._counter(
             "modelkms_leases_revoked_total", "Live leases ended by RevokeLeases"
         )
@@ -124,6 +153,23 @@ class Metrics:
             "modelkms_policies_current",
             "0 while the policy files are refused and the last good set stays in force",
         )
+        self.policy_epoch = self._gauge(
+            "modelkms_policy_epoch", "How often a policy set took effect since the start"
+        )
+        self.policy_fingerprint = self._gauge(
+            "modelkms_policy_fingerprint",
+            "48 bits of a hash of the policy set in force: equal where the sets are equal",
+        )
+        self.master_keys = MasterKeyMetrics()
+        self.registry.register(self.master_keys)
+        self._artifact_bytes = Counter(
+            "modelkms_artifact_bytes_total",
+            "Bytes of ciphertext that went through the service",
+            ("direction",),
+            registry=self.registry,
+        )
+        self.artifact_bytes_read = self._artifact_bytes.labels(direction="read")
+        self.artifact_bytes_written = self._artifact_bytes.labels(direction="written")
         self.dependency_up = Gauge(
             "modelkms_dependency_up",
             "1 while the last probe of the dependency succeeded",
@@ -153,6 +199,22 @@ class Metrics:
     def method(self, method: str) -> MethodMetrics:
         """Counters of one full gRPC method name."""
         return self._methods.get(method, self._methods[OTHER])
+
+    def cache(self, name: str) -> Callable[[bool], None]:
+        """What a cache is to call at each look into it, with whether it was there.
+
+        Args:
+            name: one of `CACHES`.
+        """
+        if name not in CACHES:
+            raise ValueError(f"no such cache: {name}")
+        hit = self._caches.labels(cache=name, result="hit")
+        miss = self._caches.labels(cache=name, result="miss")
+
+        def looked_up(found: bool) -> None:
+            (hit if found else miss).inc()
+
+        return looked_up
 
     def certificate_expires(self, at: datetime) -> None:
         self.certificate_expiry.set(at.timestamp())

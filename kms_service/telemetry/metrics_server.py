@@ -1,10 +1,13 @@
-"""`/metrics` over HTTP, on a port of its own. No secrets, no identities: counters only."""
+"""`/metrics` over HTTP, on a port or a Unix socket of its own. No secrets, no identities: counters
+only."""
 
 from __future__ import annotations
 
 import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from socketserver import ThreadingUnixStreamServer
 from typing import Any
 
 from prometheus_client import CollectorRegistry
@@ -16,29 +19,34 @@ _READ_TIMEOUT_S = 5.0
 
 
 class MetricsServer:
-    """Serves one registry from `start` to `stop`."""
+    """Serves one registry from `start` to `stop`.
 
-    def __init__(self, host: str, port: int, registry: CollectorRegistry) -> None:
-        self._address = (host, port)
+    Args:
+        address: host and port; or the path of a Unix socket, for this user alone.
+    """
+
+    def __init__(self, address: tuple[str, int] | Path, registry: CollectorRegistry) -> None:
+        self._address = address
         self._handler = type("Handler", (_Handler,), {"registry": registry})
-        self._server: _Server | None = None
+        self._server: _Server | _UnixServer | None = None
         self._thread: threading.Thread | None = None
 
     @property
     def port(self) -> int:
-        """The port listened on; 0 before `start`."""
-        return int(self._server.server_address[1]) if self._server is not None else 0
+        """The port listened on; 0 before `start`, and on a Unix socket."""
+        if not isinstance(self._server, _Server):
+            return 0
+        return int(self._server.server_address[1])
 
     def start(self) -> None:
         """
         Raises:
             ConfigurationError: the address cannot be listened on.
         """
-        host, port = self._address
         try:
-            self._server = _Server(self._address, self._handler)
+            self._server = self._listen()
         except (OSError, OverflowError) as error:
-            raise cannot_listen("metrics.listen", f"{host}:{port}", error) from error
+            raise cannot_listen("metrics.listen", _shown(self._address), error) from error
         self._thread = threading.Thread(
             target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, name="metrics"
         )
@@ -51,6 +59,17 @@ class MetricsServer:
             self._thread.join()
         if self._server is not None:
             self._server.server_close()
+
+    def _listen(self) -> _Server | _UnixServer:
+        if isinstance(self._address, Path):
+            # Left behind by a worker that was killed; only its successor has this number.
+            self._address.unlink(missing_ok=True)
+            return _UnixServer(str(self._address), self._handler)
+        return _Server(self._address, self._handler)
+
+
+def _shown(address: tuple[str, int] | Path) -> str:
+    return str(address) if isinstance(address, Path) else f"{address[0]}:{address[1]}"
 
 
 class _Server(ThreadingHTTPServer):
@@ -66,6 +85,19 @@ class _Server(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A scraper that goes away is no event."""
+
+
+class _UnixServer(ThreadingUnixStreamServer):
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 16
+
+    def server_bind(self) -> None:
+        super().server_bind()
+        Path(str(self.server_address)).chmod(0o600)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """As above."""
 
 
 class _Handler(BaseHTTPRequestHandler):

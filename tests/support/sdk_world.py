@@ -126,6 +126,6 @@ def servicers(world: World) -> dict[ServiceDescriptor, object]:
         ),
         master_keys: MasterKeyServicer(get_master_key=world.get_master_key),
         artifacts: ArtifactServicer(
-            read_artifact=world.read_artifact, upload_artifact=world.upload
+            read_artifact=world.read_artifact, upload_artifact=world.upload, metrics=metrics
         ),
     }

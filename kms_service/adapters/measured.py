@@ -1,0 +1,102 @@
+"""Ports, each of whose calls is timed as one step of the call it serves (`telemetry.steps`).
+
+Wrapped once, at construction; what a use case sees is the same port.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar, cast
+
+from kms_service.domain.audit import AuditRecord
+from kms_service.domain.errors import AuditUnavailable
+from kms_service.domain.ports import AuditLog, Database, Transaction
+from kms_service.telemetry.metrics import Metrics
+from kms_service.telemetry.steps import Step
+
+Port = TypeVar("Port")
+P = ParamSpec("P")
+Answer = TypeVar("Answer")
+
+
+def timed(port: Port, step: Step, *, but: Collection[str] = ()) -> Port:
+    """`port`, each of whose methods is one `step`.
+
+    Not for methods that answer with a context manager or an iterator: only the call itself is
+    timed.
+
+    Args:
+        but: methods that serve no call, such as probes.
+    """
+    return cast("Port", _Timed(port, step, frozenset(but)))
+
+
+class _Timed:
+    """Looks a method up once, wraps it, and keeps it."""
+
+    def __init__(self, port: object, step: Step, untimed: frozenset[str]) -> None:
+        self._port = port
+        self._step = step
+        self._untimed = untimed
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._port, name)
+        if name in self._untimed or not callable(found):
+            return found  # asked for anew each time: it may be a property
+        method = _in_step(found, self._step)
+        setattr(self, name, method)
+        return method
+
+
+def _in_step(method: Callable[P, Answer], step: Step) -> Callable[P, Answer]:
+    @wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> Answer:
+        with step:
+            return method(*args, **kwargs)
+
+    return call
+
+
+class TimedDatabase:
+    """A database whose transactions are steps, from begin to commit; what else is timed within
+    one (policy, asked before the commit) is not counted to it."""
+
+    def __init__(self, database: Database, step: Step) -> None:
+        self._database = database
+        self._step = step
+
+    def read(self) -> AbstractContextManager[Transaction]:
+        return self._timed(self._database.read())
+
+    def write(self) -> AbstractContextManager[Transaction]:
+        return self._timed(self._database.write())
+
+    def transact(self, work: Callable[[Transaction], Answer]) -> Answer:
+        with self._step:
+            return self._database.transact(work)
+
+    def probe(self) -> None:
+        self._database.probe()
+
+    @contextmanager
+    def _timed(self, transaction: AbstractContextManager[Transaction]) -> Iterator[Transaction]:
+        with self._step, transaction as tx:
+            yield tx
+
+
+class CountedAuditLog:
+    """Counts what becomes durable and what does not."""
+
+    def __init__(self, log: AuditLog, metrics: Metrics) -> None:
+        self._log = log
+        self._metrics = metrics
+
+    def append(self, record: AuditRecord) -> None:
+        try:
+            self._log.append(record)
+        except AuditUnavailable:
+            self._metrics.audit_failures.inc()
+            raise
+        self._metrics.audit_records.inc()
