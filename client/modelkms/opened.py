@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, BinaryIO, Self, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, Protocol, Self, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
 from modelkms_api import key_transport as layout
@@ -21,7 +21,7 @@ from modelkms_api.v1.artifact_pb2 import PAYLOAD_KIND_FILE
 from modelkms_api.v1.key_service_pb2 import LeaseDataKeyRequest
 
 from modelkms import catalogue, convert
-from modelkms.artifact.reader import ArtifactReader, Expected
+from modelkms.artifact.reader import ArtifactReader, Expected, MemberFile
 from modelkms.download import Downloader, require_pin
 from modelkms.errors import (
     AnswerInvalid,
@@ -343,19 +343,21 @@ class OpenedModel:
             return act(copy.reader)
 
 
+class _WithFreshCopy(Protocol):
+    def __call__(self, act: Callable[[ArtifactReader], T], /) -> T: ...
+
+
 class _ModelFile(io.RawIOBase):
     """A file of an opened model that outlives the copy it began on: should that turn out to be
     damaged, it goes on in the one fetched anew, at the same place.
     """
 
-    def __init__(
-        self, with_fresh_copy: Callable[[Callable[[ArtifactReader], int]], int], name: str | None
-    ) -> None:
+    def __init__(self, with_fresh_copy: _WithFreshCopy, name: str | None) -> None:
         super().__init__()
         self._with_fresh_copy = with_fresh_copy
         self._name = name
         self._reader: ArtifactReader | None = None
-        self._file: io.RawIOBase | None = None
+        self._file: MemberFile | None = None
         self._with_fresh_copy(lambda reader: self._at(reader).tell())  # the name must be there
 
     def readable(self) -> bool:
@@ -370,13 +372,16 @@ class _ModelFile(io.RawIOBase):
 
         return self._with_fresh_copy(act)
 
+    def readall(self) -> bytes:
+        return self._with_fresh_copy(lambda reader: self._at(reader).readall())
+
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         return self._with_fresh_copy(lambda reader: self._at(reader).seek(offset, whence))
 
     def tell(self) -> int:
         return self._with_fresh_copy(lambda reader: self._at(reader).tell())
 
-    def _at(self, reader: ArtifactReader) -> io.RawIOBase:
+    def _at(self, reader: ArtifactReader) -> MemberFile:
         if self._file is None or self._reader is not reader:
             place = self._file.tell() if self._file is not None else 0
             self._file = reader.open(self._name)

@@ -1,19 +1,22 @@
 """The plaintext of an artifact, at any offset: FLOE over a stored ciphertext.
 
-Nothing is handed out before it is verified. Small reads go through a cache of segments; large ones
-are decrypted by two threads straight into memory that nobody else sees until all of it verified.
+Nothing is handed out before it is verified. Small reads go through a cache of segments, which a
+sequential reader has filled ahead; large ones are decrypted by two threads straight into memory
+that nobody else sees until all of it verified.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from modelkms.artifact.buffers import FreshBytes, FreshMemory, wipe
 from modelkms.artifact.floe import Body, Decryptor
 from modelkms.artifact.parallel import CHUNK_BYTES, THREADS, Work
+from modelkms.artifact.segment_cache import SegmentCache
 from modelkms.artifact.sources import ArtifactSource, read_all_into
 
 _PARALLEL_BYTES = 4 << 20
@@ -41,12 +44,20 @@ class Payload:
         self._segments_offset = segments_offset
         self._decryptor = decryptor
         self._body = body
-        self._cache = _SegmentCache(max(_MIN_CACHED_SEGMENTS, _CACHE_BYTES // body.segment_length))
         self.length_bytes = body.plain_bytes
+        self._cache = SegmentCache(
+            self._load,
+            min(body.capacity, body.plain_bytes),
+            max(_MIN_CACHED_SEGMENTS, _CACHE_BYTES // body.segment_length),
+        )
+        self._scratch: list[memoryview] = []
+        self._ahead_lock = threading.Lock()
+        self._ahead: ThreadPoolExecutor | None = None
+        self._forgotten = False
         # artifact-v1 §7, step 5: the reader MUST authenticate the last segment before any other.
         # Its position and length authenticate the length of the whole; without that FLOE does not
         # commit, and a truncated artifact looks like one that is read past its end.
-        self._load(body.last, 0, memoryview(bytearray()))
+        self._cache.copy(body.last, 0, memoryview(bytearray()))
 
     def read(self, offset: int, length: int) -> bytes:
         """Plaintext from `offset`, fewer bytes only at the end.
@@ -72,12 +83,18 @@ class Payload:
         Raises: as `read`.
         """
         length = max(0, min(len(buffer), self.length_bytes - offset))
+        if length >= _PARALLEL_BYTES:
+
+            def copy(at: int, plain: memoryview) -> None:
+                buffer[at : at + len(plain)] = plain
+
+            self.chunks(offset, length, copy)
+            return length
         done = 0
         while done < length:
             position, start = divmod(offset + done, self._body.capacity)
             wanted = buffer[done : min(length, done + self._body.capacity - start)]
-            if not self._cache.copy(position, start, wanted):
-                self._load(position, start, wanted)
+            self._cache.copy(position, start, wanted)
             done += len(wanted)
         return done
 
@@ -111,8 +128,29 @@ class Payload:
         """
         self.chunks(0, self.length_bytes, lambda _at, _plain: None)
 
+    def read_ahead(self, offset: int, length: int) -> None:
+        """Have segments decrypted that will be read soon, by a thread of its own. Whoever reads
+        them meets the errors."""
+        length = min(length, self.length_bytes - offset)
+        if length <= 0:
+            return
+        positions = self._positions(offset, length)
+        with self._ahead_lock:
+            if self._forgotten:
+                return
+            if self._ahead is None:
+                self._ahead = ThreadPoolExecutor(1, "modelkms-read-ahead")
+            for start in range(0, len(positions), self._segments_each):
+                part = self._cache.claim(positions[start : start + self._segments_each])
+                if part:
+                    self._ahead.submit(self._cache.fetch, part)
+
     def forget(self) -> None:
-        """Wipe cached plaintext."""
+        """Wipe cached plaintext, and read no more ahead. Nobody may be reading."""
+        with self._ahead_lock:
+            self._forgotten = True
+            if self._ahead is not None:
+                self._ahead.shutdown(wait=True, cancel_futures=True)
         self._cache.forget()
 
     # --- large reads ----------------------------------------------------------------------------
@@ -191,13 +229,27 @@ class Payload:
 
     # --- small reads ----------------------------------------------------------------------------
 
-    def _load(self, position: int, start: int, wanted: memoryview) -> None:
-        """Decrypt one segment, copy what is wanted of it, keep it in the cache. Two threads may do
-        so with the same segment at once; one result stays."""
-        scratch = self._cache.scratch() or _Scratch.of(self._body, 1, 1)
-        plain = self._decrypt(range(position, position + 1), scratch)
-        wanted[:] = plain[start : start + len(wanted)]
-        self._cache.put(position, scratch)
+    def _load(self, positions: range, buffers: list[memoryview]) -> None:
+        """Decrypt segments, one into each buffer, with one read of the source."""
+        with self._ciphertext() as scratch:
+            start = self._body.encrypted(positions[0]).start
+            encrypted = scratch[: self._body.encrypted(positions[-1]).stop - start]
+            read_all_into(self._source, self._segments_offset + start, encrypted)
+            for position, buffer in zip(positions, buffers, strict=True):
+                at = self._body.plain(position)
+                out = buffer[: at.stop - at.start]
+                self._decrypt_one(position, encrypted[self._within(position, positions)], out)
+
+    @contextmanager
+    def _ciphertext(self) -> Iterator[memoryview]:
+        """Memory for ciphertext that nobody else uses."""
+        try:
+            scratch = self._scratch.pop()
+        except IndexError:
+            scratch = memoryview(bytearray(self._segments_each * self._body.segment_length))
+        yield scratch
+        if len(self._scratch) < THREADS:
+            self._scratch.append(scratch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,46 +264,3 @@ class _Scratch:
         encrypted = min(encrypted_segments * body.segment_length, body.body_bytes)
         plain = min(plain_segments * body.capacity, body.plain_bytes)
         return cls(memoryview(bytearray(encrypted)), memoryview(bytearray(plain)))
-
-
-class _SegmentCache:
-    """The last few segments that were read, verified, each in the scratch memory it was decrypted
-    in. What falls out is used again: fresh pages cost more than decrypting does."""
-
-    def __init__(self, size: int) -> None:
-        self._lock = threading.Lock()
-        self._size = size
-        self._segments: OrderedDict[int, _Scratch] = OrderedDict()
-        self._spare: list[_Scratch] = []
-
-    def copy(self, position: int, start: int, wanted: memoryview) -> bool:
-        """Copy out of a segment, if it is here."""
-        with self._lock:
-            found = self._segments.get(position)
-            if found is None:
-                return False
-            self._segments.move_to_end(position)
-            wanted[:] = found.plain[start : start + len(wanted)]
-            return True
-
-    def scratch(self) -> _Scratch | None:
-        """Memory for one segment that nobody uses; whatever is in it gets overwritten."""
-        with self._lock:
-            return self._spare.pop() if self._spare else None
-
-    def put(self, position: int, segment: _Scratch) -> None:
-        with self._lock:
-            replaced = self._segments.pop(position, None)
-            self._segments[position] = segment
-            if replaced is None and len(self._segments) > self._size:
-                replaced = self._segments.popitem(last=False)[1]
-            if replaced is not None and len(self._spare) < THREADS:
-                self._spare.append(replaced)
-
-    def forget(self) -> None:
-        """Wipe and drop all that is here."""
-        with self._lock:
-            for scratch in (*self._segments.values(), *self._spare):
-                wipe(scratch.plain)
-            self._segments.clear()
-            self._spare.clear()

@@ -528,7 +528,7 @@ def test_f47_close_wipes_cached_plaintext(tmp_path: Path) -> None:
     path, content = file_of(tmp_path, 3 * CAPACITY)
     reader = ArtifactReader(written(path)[0], KEY)
     reader.open().pread(10, CAPACITY)
-    cached = [entry.plain for entry in reader._payload._cache._segments.values()]
+    cached = list(reader._payload._cache._segments.values())
     assert content[CAPACITY : 2 * CAPACITY] in [bytes(view) for view in cached]
 
     reader.close()
