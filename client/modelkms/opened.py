@@ -9,22 +9,17 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO, Protocol, Self, TypeVar
 
-from google.protobuf.duration_pb2 import Duration
-from modelkms_api import key_transport as layout
 from modelkms_api.v1.artifact_pb2 import PAYLOAD_KIND_FILE
-from modelkms_api.v1.key_service_pb2 import LeaseDataKeyRequest
 
-from modelkms import catalogue, convert
+from modelkms import catalogue
 from modelkms.artifact.reader import ArtifactReader, Expected, MemberFile
-from modelkms.download import Downloader, require_pin
+from modelkms.download import Downloader
 from modelkms.errors import (
-    AnswerInvalid,
     ArchiveRejected,
     ArtifactCorrupt,
     LeaseExpired,
@@ -35,7 +30,8 @@ from modelkms.errors import (
     UnavailableError,
 )
 from modelkms.folders import free_bytes, local_error
-from modelkms.key_transport import Binding, boottime_s
+from modelkms.key_transport import boottime_s
+from modelkms.leasing import LeasedKey, lease_key
 from modelkms.materialize import materialized
 from modelkms.secret import SecretBytes
 from modelkms.session import Session
@@ -49,8 +45,6 @@ _log = logging.getLogger("modelkms")
 T = TypeVar("T")
 
 _BUFFER_BYTES = 64 << 10
-_RENEWED_AT = 2 / 3
-"""Of the lease's time (DESIGN §6)."""
 
 
 def open_model(
@@ -61,7 +55,7 @@ def open_model(
     progress: ProgressCallback | None,
 ) -> OpenedModel:
     """Lease the data key, get the artifact, open it. `name` is a resource name."""
-    leased = _lease(session, name, attributes)
+    leased = lease_key(session, name, attributes)
     source = _Source(downloader, leased.version, leased.data_key, progress)
     copy: _Copy | None = None
     try:
@@ -69,81 +63,13 @@ def open_model(
         if boottime_s() >= leased.renew_at_s:
             # The download took most of the lease, or all of it; one that has ended cannot be
             # renewed. The same version anew, whatever the reference means by now.
-            leased = leased.replaced_by(_lease(session, leased.version.name, attributes))
+            leased = leased.replaced_by(lease_key(session, leased.version.name, attributes))
     except BaseException:
         if copy is not None:
             copy.close()
         leased.data_key.wipe()
         raise
     return OpenedModel(session, source, copy, leased)
-
-
-def _lease(session: Session, name: str, attributes: Mapping[str, str] | None) -> _Leased:
-    """One round trip for version and key."""
-    # Counted from before it was sent, so that no clocks need agree: our end of the lease comes no
-    # later than the service's.
-    sent_s = boottime_s()
-    offer = session.keys.offer()
-    request = LeaseDataKeyRequest(name=name, attributes=attributes or {}, client_key=offer.message)
-    answer = session.call(session.leases.LeaseDataKey, request)
-
-    # What came must be what was asked for, and the key bound to all of it.
-    version = catalogue.require_meant(name, convert.version(answer.version))
-    lease = convert.lease(answer.lease)
-    pin = require_pin(version)
-    if lease.version != version.name:
-        raise AnswerInvalid("the service leased the key of another version than it answered with")
-    binding = Binding(
-        purpose=layout.PURPOSE_LEASE,
-        principal=session.identity.principal,
-        version_uid=version.uid,
-        lease=lease.name,
-        pin=layout.pin_bytes(
-            length_bytes=pin.length_bytes, floe_header_tag=pin.floe_header_tag, digest=pin.digest
-        ),
-        lease_duration=answer.lease_duration,
-    )
-    data_key = offer.open(answer.data_key, binding)
-    return _Leased(version, lease, data_key, sent_s, sent_s + _seconds(answer.lease_duration))
-
-
-@dataclass(frozen=True, slots=True)
-class _Leased:
-    """A key and for how long; times in seconds of `boottime_s`."""
-
-    version: VersionInfo
-    lease: LeaseInfo
-    data_key: SecretBytes
-    sent_s: float
-    end_s: float
-
-    @property
-    def renew_at_s(self) -> float:
-        return self.sent_s + _RENEWED_AT * (self.end_s - self.sent_s)
-
-    def replaced_by(self, later: _Leased) -> _Leased:
-        """The later lease, with the key that is in use; the other copy of it is wiped.
-
-        Raises:
-            AnswerInvalid: it is of another artifact.
-        """
-        later.data_key.wipe()
-        if (later.version.uid, later.version.pin) != (self.version.uid, self.version.pin):
-            raise AnswerInvalid("the service answered with another version than a moment ago")
-        return replace(later, data_key=self.data_key)
-
-    def renewed(self, lease: LeaseInfo, sent_s: float) -> _Leased:
-        """As `lease` says now. Its times are the service's: their difference needs no clock here.
-
-        Raises:
-            AnswerInvalid: it is another lease.
-        """
-        if lease.name != self.lease.name:
-            raise AnswerInvalid("the service renewed another lease than it was asked to")
-        if lease.expire_time is None or self.lease.expire_time is None:
-            return replace(self, lease=lease)
-        longer_s = (lease.expire_time - self.lease.expire_time).total_seconds()
-        return replace(self, lease=lease, sent_s=sent_s, end_s=self.end_s + max(longer_s, 0.0))
 
 
 class OpenedModel:
@@ -154,7 +80,7 @@ class OpenedModel:
     wipes this copy of the data key; files that were opened from it can then no longer be read.
     """
 
-    def __init__(self, session: Session, source: _Source, copy: _Copy, leased: _Leased) -> None:
+    def __init__(self, session: Session, source: _Source, copy: _Copy, leased: LeasedKey) -> None:
         self._session = session
         self._source = source
         self._copy = copy
@@ -467,7 +393,3 @@ def _require_new(target: Path) -> None:
         raise PathUnusable(f"{target} cannot be used: {error.strerror}") from error
     if not empty:
         raise PathUnusable(f"{target} is not empty", hint="name a folder that is not there yet")
-
-
-def _seconds(duration: Duration) -> float:
-    return duration.seconds + duration.nanos / 1e9
