@@ -1,4 +1,4 @@
-"""`modelkms-server`: serve, migrate, check-config, audit verify, dev.
+"""`modelkms-server`: serve, migrate, check-config, audit verify, policy test, dev.
 
 Exit codes: 0 done · 1 internal · 2 usage or configuration · 5 unavailable · 6 corrupt (a damaged
 audit log). Errors are `error:` and `hint:` lines on standard error.
@@ -38,6 +38,8 @@ app = typer.Typer(
 )
 audit_app = typer.Typer(help="The audit log.", no_args_is_help=True)
 app.add_typer(audit_app, name="audit")
+policy_app = typer.Typer(help="Policy sets.", no_args_is_help=True)
+app.add_typer(policy_app, name="policy")
 
 ConfigFile = Annotated[
     Path, typer.Option("--config", metavar="FILE", help="The TOML configuration file.")
@@ -96,6 +98,24 @@ def audit_verify(
     if found.faulty:
         _tell("hint", "keep the folder as it is: it is evidence")
         sys.exit(CORRUPT)
+
+
+@policy_app.command("test")
+def policy_test(
+    path: Annotated[
+        Path,
+        typer.Argument(metavar="DIR", help="A policy set's folder, or a file in it."),
+    ],
+) -> None:
+    """Try a policy set on its canary cases, and on those of every *.cases.json beside them."""
+    from kms_service.policy_cases import try_cases
+
+    tried, problems = try_cases(path)
+    for problem in problems:
+        _tell("error", problem)
+    if problems:
+        _fail(f"{len(problems)} of {tried} cases fail", None, USAGE)
+    _say(f"ok    {tried} cases")
 
 
 @app.command()

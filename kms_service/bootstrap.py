@@ -23,12 +23,14 @@ from modelkms_api.v1 import (
     key_service_pb2,
     master_key_service_pb2,
     model_service_pb2,
+    policy_service_pb2,
 )
 
 from kms_service.adapters import database as sql
 from kms_service.adapters.audit_log import FileAuditLog
 from kms_service.adapters.bucket_storage import BucketArtifactStore
 from kms_service.adapters.cedar import CedarPolicyEngine
+from kms_service.adapters.cedar_questions import CedarPolicyQuestions
 from kms_service.adapters.clock import LogicalClock, boottime_s
 from kms_service.adapters.data_key_cache import CacheResult, DataKeyCache
 from kms_service.adapters.key_transport import HpkeKeyTransport
@@ -55,6 +57,7 @@ from kms_service.rpc.key_service import KeyServicer
 from kms_service.rpc.master_key_service import MasterKeyServicer
 from kms_service.rpc.model_service import ModelServicer
 from kms_service.rpc.pipeline import Pipeline
+from kms_service.rpc.policy_service import PolicyServicer
 from kms_service.rpc.pool import FairShare
 from kms_service.rpc.registration import full_methods
 from kms_service.rpc.server import CallPools, RpcServer, ServerLimits
@@ -63,11 +66,13 @@ from kms_service.service import Service, ServiceParts
 from kms_service.telemetry.metrics import Metrics
 from kms_service.telemetry.metrics_server import MetricsServer
 from kms_service.timers import Timer
+from kms_service.usecases.ask_policy import AskPolicy
 from kms_service.usecases.authorisation import Gate
 from kms_service.usecases.browse_catalogue import BrowseCatalogue
 from kms_service.usecases.create_model import CreateModel
 from kms_service.usecases.create_project import CreateProject
 from kms_service.usecases.create_version import CreateVersion
+from kms_service.usecases.decision_journal import DecisionJournal, JournaledPolicy
 from kms_service.usecases.expire_pending import ExpirePending
 from kms_service.usecases.finalize_version import FinalizeVersion
 from kms_service.usecases.get_master_key import GetMasterKey
@@ -86,6 +91,7 @@ _PROBE_EVERY_S = 2.0
 """A sealed Vault must be noticed within 5 s (DESIGN §6 "cached keys")."""
 _MARK_EVERY_S = 10.0
 _POLICIES_EVERY_S = 2.0
+_JOURNAL_EVERY_S = 1.0
 _GAUGES_EVERY_S = 15.0
 _SURVEY_EVERY_S = 30.0
 _EXPIRE_EVERY_S = 300.0
@@ -97,11 +103,12 @@ _MODELS = model_service_pb2.DESCRIPTOR.services_by_name["ModelService"]
 _KEYS = key_service_pb2.DESCRIPTOR.services_by_name["KeyService"]
 _MASTER_KEYS = master_key_service_pb2.DESCRIPTOR.services_by_name["MasterKeyService"]
 _ARTIFACTS = artifact_service_pb2.DESCRIPTOR.services_by_name["ArtifactService"]
+_POLICIES = policy_service_pb2.DESCRIPTOR.services_by_name["PolicyService"]
 _STANDARD: tuple[Any, ...] = (  # their stubs name another descriptor class
     health_pb2.DESCRIPTOR.services_by_name["Health"],
     reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"],
 )
-_SERVICES = (_MODELS, _KEYS, _MASTER_KEYS, _ARTIFACTS)
+_SERVICES = (_MODELS, _KEYS, _MASTER_KEYS, _ARTIFACTS, _POLICIES)
 
 
 def build(config: Config) -> Service:
@@ -160,6 +167,7 @@ def build(config: Config) -> Service:
             closers=(
                 partial(adapters.data_keys.flush, "stop"),
                 adapters.clock.store_mark,
+                adapters.journal.flush,
                 adapters.audit.close,
                 adapters.master_keys.close,
                 adapters.database.close,
@@ -188,6 +196,7 @@ class Adapters:
     data_keys: DataKeyCache
     policy: CedarPolicyEngine
     policy_reloader: PolicyReloader
+    journal: DecisionJournal
     audit: FileAuditLog
     store: ArtifactStore
     transport: HpkeKeyTransport
@@ -300,6 +309,7 @@ def _adapters(config: Config, metrics: Metrics) -> Adapters:
         data_keys=_data_key_cache(config, master_keys, metrics),
         policy=policy,
         policy_reloader=reloader,
+        journal=DecisionJournal(database),
         audit=FileAuditLog(
             config.audit.folder / config.audit.chain,
             clock.now,
@@ -320,7 +330,10 @@ def _servicers(
     keys = timed(adapters.master_keys, steps.step("vault"))
     transport = timed(adapters.transport, steps.step("key_transport"))
     gate = Gate(
-        database=database, policy=policy, audit=timed(audit, steps.step("audit")), clock=clock
+        database=database,
+        policy=JournaledPolicy(policy, adapters.journal),
+        audit=timed(audit, steps.step("audit")),
+        clock=clock,
     )
     return {
         _MODELS: ModelServicer(
@@ -360,6 +373,15 @@ def _servicers(
         _MASTER_KEYS: MasterKeyServicer(
             get_master_key=GetMasterKey(gate=gate, database=database, master_keys=keys)
         ),
+        _POLICIES: PolicyServicer(
+            AskPolicy(
+                gate=gate,
+                database=database,
+                questions=CedarPolicyQuestions(adapters.policy),
+                journal=adapters.journal,
+                clock=clock,
+            )
+        ),
         _ARTIFACTS: ArtifactServicer(
             read_artifact=ReadArtifact(gate=gate, store=store),
             upload_artifact=UploadArtifact(gate=gate, store=store),
@@ -380,6 +402,7 @@ def _readiness(health: HealthServicer, adapters: Adapters, metrics: Metrics) -> 
             # Looking, resolving and ciphertext need no Vault.
             _MODELS.full_name: ("database",),
             _ARTIFACTS.full_name: ("database",),
+            _POLICIES.full_name: ("database",),
             HEALTH: (),
         },
         metrics,
@@ -409,6 +432,7 @@ def _timers(
         Timer("probe", _PROBE_EVERY_S, readiness.probe),
         Timer("clock-mark", _MARK_EVERY_S, adapters.clock.store_mark),
         Timer("policies", _POLICIES_EVERY_S, adapters.policy_reloader.load_if_changed),
+        Timer("decisions", _JOURNAL_EVERY_S, adapters.journal.flush),
         Timer("gauges", _GAUGES_EVERY_S, count_leases),
         Timer("master-keys", _SURVEY_EVERY_S, survey),
         Timer("sessions", _SESSIONS_EVERY_S, adapters.transport.forget_ended_sessions),

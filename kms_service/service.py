@@ -40,7 +40,7 @@ class ServiceParts:
     audit: AuditLog
     clock: Clock
     reload_policies: Callable[[], None]
-    closers: Sequence[Callable[[], None]]
+    closers: Sequence[Callable[[], object]]
     port_file: Path | None = None
     details: dict[str, str] = field(default_factory=dict)
 

@@ -9,12 +9,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from modelkms import catalogue, publish
+from modelkms import catalogue, policy, publish
 from modelkms.cache import ArtifactCache
 from modelkms.download import Downloader
 from modelkms.errors import IdentityError, ModelKmsError, ReferenceInvalid
 from modelkms.materialize import sweep
 from modelkms.opened import OpenedModel, open_model
+from modelkms.policy import DryRunInfo, ExplanationInfo, PolicySetInfo, WhoCanInfo
 from modelkms.profile import Profile
 from modelkms.reference import Reference
 from modelkms.session import Session
@@ -229,6 +230,42 @@ class Client:
     def get_master_key(self, project: str | None = None) -> MasterKeyInfo:
         """State of a project's master key, and how many data keys are wrapped under it."""
         return catalogue.get_master_key(self._session, self._project_name(project))
+
+    # --- policy ---------------------------------------------------------------------------------
+
+    def get_policy_set(self) -> PolicySetInfo:
+        """The policy set in force."""
+        return policy.get_policy_set(self._session)
+
+    def explain_decision(self, decision_id: str) -> ExplanationInfo:
+        """Why a recorded decision was taken, and how it would be now.
+
+        Raises:
+            DecisionNotFoundOrDenied: not recorded (any more), or not for this identity.
+        """
+        return policy.explain(self._session, decision_id=decision_id)
+
+    def explain_access(self, principal: str, action: str, model_ref: str) -> ExplanationInfo:
+        """How it stands if a principal does something to a model.
+
+        Args:
+            principal: SPIFFE ID, or `oidc:{issuer name}:{subject}`.
+            action: verb of the policy schema (`LeaseDataKey`).
+        """
+        model = self.reference(model_ref).require_model()
+        return policy.explain(self._session, principal=principal, action=action, resource=model)
+
+    def who_can(self, action: str, model_ref: str) -> WhoCanInfo:
+        """The known principals that may do something to a model."""
+        return policy.who_can(self._session, action, self.reference(model_ref).require_model())
+
+    def dry_run_policies(self, path: str | Path) -> DryRunInfo:
+        """The recorded decisions that a policy set (a folder, or one file) would change.
+
+        Raises:
+            PathUnusable: it cannot be read.
+        """
+        return policy.dry_run(self._session, Path(path))
 
     # --- this client ----------------------------------------------------------------------------
 

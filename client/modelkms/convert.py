@@ -23,11 +23,11 @@ _UNKNOWN = "UNKNOWN"
 
 
 def project(message: resources_pb2.Project) -> ProjectInfo:
-    return ProjectInfo(message.name, message.master_key, _time(message, "create_time"))
+    return ProjectInfo(message.name, message.master_key, optional_time(message, "create_time"))
 
 
 def model(message: resources_pb2.Model) -> ModelInfo:
-    return ModelInfo(message.name, _time(message, "create_time"), dict(message.labels))
+    return ModelInfo(message.name, optional_time(message, "create_time"), dict(message.labels))
 
 
 def version(message: resources_pb2.Version) -> VersionInfo:
@@ -43,8 +43,8 @@ def version(message: resources_pb2.Version) -> VersionInfo:
         name=message.name,
         uid=message.uid,
         state=_state(resources_pb2.VersionState, message.state, "VERSION_STATE_"),
-        create_time=_time(message, "create_time"),
-        finalize_time=_time(message, "finalize_time"),
+        create_time=optional_time(message, "create_time"),
+        finalize_time=optional_time(message, "finalize_time"),
         publisher=message.publisher,
         pin=_pin(message.pin) if message.HasField("pin") else None,
         aliases=tuple(message.aliases),
@@ -54,7 +54,7 @@ def version(message: resources_pb2.Version) -> VersionInfo:
 
 def alias(message: resources_pb2.Alias) -> AliasInfo:
     require_version_name(message.version)
-    return AliasInfo(message.name, message.version, _time(message, "update_time"))
+    return AliasInfo(message.name, message.version, optional_time(message, "update_time"))
 
 
 def lease(message: resources_pb2.Lease) -> LeaseInfo:
@@ -64,12 +64,12 @@ def lease(message: resources_pb2.Lease) -> LeaseInfo:
         version=message.version,
         principal=message.principal,
         instance=message.instance,
-        issue_time=_time(message, "issue_time"),
-        expire_time=_time(message, "expire_time"),
-        absolute_end_time=_time(message, "absolute_end_time"),
+        issue_time=optional_time(message, "issue_time"),
+        expire_time=optional_time(message, "expire_time"),
+        absolute_end_time=optional_time(message, "absolute_end_time"),
         renewals=message.renewals,
         state=_state(resources_pb2.LeaseState, message.state, "LEASE_STATE_"),
-        revoke_time=_time(message, "revoke_time"),
+        revoke_time=optional_time(message, "revoke_time"),
     )
 
 
@@ -80,7 +80,7 @@ def master_key(message: resources_pb2.MasterKey) -> MasterKeyInfo:
         vault_key=message.vault_key,
         latest_version=message.latest_version,
         min_decryption_version=message.min_decryption_version,
-        latest_version_create_time=_time(message, "latest_version_create_time"),
+        latest_version_create_time=optional_time(message, "latest_version_create_time"),
         auto_rotate_period=(
             period.ToTimedelta() if message.HasField("auto_rotate_period") else None
         ),
@@ -109,7 +109,8 @@ def _pin(message: resources_pb2.ArtifactPin) -> PinInfo:
     return PinInfo(message.length_bytes, message.floe_header_tag, message.digest)
 
 
-def _time(message: object, field: str) -> datetime | None:
+def optional_time(message: object, field: str) -> datetime | None:
+    """A timestamp field; None if it is not there."""
     value: Timestamp = getattr(message, field)
     present: bool = message.HasField(field)  # type: ignore[attr-defined]  # any message with it
     return value.ToDatetime(UTC) if present else None

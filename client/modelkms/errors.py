@@ -179,6 +179,13 @@ class LeaseNotFoundOrDenied(NotFoundError):
     default_hint = "`modelkms lease list` shows the leases you may see"
 
 
+class DecisionNotFoundOrDenied(NotFoundError):
+    default_reason = "DECISION_NOT_FOUND_OR_DENIED"
+    default_hint = (
+        "decisions are kept for a while only: ask with principal, action and model instead"
+    )
+
+
 class MemberNotFound(NotFoundError):
     """The opened model has no file of this name."""
 

@@ -15,6 +15,7 @@ from modelkms_api.v1.artifact_service_pb2_grpc import ArtifactServiceStub
 from modelkms_api.v1.key_service_pb2_grpc import KeyServiceStub
 from modelkms_api.v1.master_key_service_pb2_grpc import MasterKeyServiceStub
 from modelkms_api.v1.model_service_pb2_grpc import ModelServiceStub
+from modelkms_api.v1.policy_service_pb2_grpc import PolicyServiceStub
 
 from modelkms.channel import MAX_MESSAGE_BYTES, open_channel, why_unreachable
 from modelkms.errors import ModelKmsError, RequestTooLarge, ServiceUnavailable
@@ -62,6 +63,7 @@ class Session:
         self.leases = KeyServiceStub(self._channel)
         self.master_keys = MasterKeyServiceStub(self._channel)
         self.artifacts = ArtifactServiceStub(self._channel)
+        self.policies = PolicyServiceStub(self._channel)
 
     def call(
         self,

@@ -71,11 +71,14 @@ class _Answer:
     lease_bounds: LeaseBounds
 
 
-class _InForce:
+class DecidingSet:
     """A set and the answers it gave: they go together, so no answer outlives its set."""
 
     def __init__(
-        self, policies: PolicySet, limits: LeaseLimits, looked_up: Callable[[bool], None]
+        self,
+        policies: PolicySet,
+        limits: LeaseLimits,
+        looked_up: Callable[[bool], None] = lambda _found: None,
     ) -> None:
         self.policies = policies
         self.epoch = policies.files.epoch
@@ -84,7 +87,18 @@ class _InForce:
         self._lock = threading.Lock()
         self._answers: OrderedDict[CanonicalRequest, _Answer] = OrderedDict()
 
-    def answer(self, request: AccessRequest) -> _Answer:
+    def decision(self, request: AccessRequest) -> Decision:
+        """A decision of its own each time, of an answer that may be known."""
+        answer = self._answer(request)
+        return Decision(
+            id=secrets.token_hex(16),
+            permitted=answer.permitted,
+            policies=answer.policies,
+            lease_bounds=answer.lease_bounds,
+            epoch=self.epoch,
+        )
+
+    def _answer(self, request: AccessRequest) -> _Answer:
         key = canonical(request)
         with self._lock:
             known = self._answers.get(key)
@@ -129,7 +143,7 @@ class CedarPolicyEngine:
         self._folder = folder
         self._looked_up = looked_up
         self.limits = LeaseLimits(default_lease_ttl, max_lease_ttl)
-        self._in_force: _InForce | None = None
+        self._in_force: DecidingSet | None = None
 
     def reload(self) -> None:
         """Read the set; it takes effect only if it passes the gate.
@@ -139,7 +153,7 @@ class CedarPolicyEngine:
         """
         before = self._in_force.policies if self._in_force is not None else None
         candidate = self.candidate(read_policy_files(self._folder), before)
-        self._in_force = _InForce(candidate, self.limits, self._looked_up)
+        self._in_force = DecidingSet(candidate, self.limits, self._looked_up)
 
     @staticmethod
     def candidate(files: PolicyFiles, before: PolicySet | None) -> PolicySet:
@@ -176,14 +190,7 @@ class CedarPolicyEngine:
         in_force = self._in_force
         if in_force is None:
             raise PolicyUnavailable
-        answer = in_force.answer(request)
-        return Decision(
-            id=secrets.token_hex(16),
-            permitted=answer.permitted,
-            policies=answer.policies,
-            lease_bounds=answer.lease_bounds,
-            epoch=in_force.epoch,
-        )
+        return in_force.decision(request)
 
 
 def judge(policies: PolicySet, case: CanaryCase) -> str:

@@ -94,3 +94,22 @@ class Decision:
     policies: tuple[str, ...]
     lease_bounds: LeaseBounds
     epoch: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedDecision:
+    """A decision, with what it takes to take it again.
+
+    Attributes:
+        request: as it was decided, but for values that were redacted.
+        repeats: how many equal requests this record stands for, within a few seconds.
+        redacted: whether a value of the request was replaced.
+    """
+
+    id: str
+    request: AccessRequest
+    permitted: bool
+    policies: tuple[str, ...]
+    epoch: str
+    repeats: int = 1
+    redacted: bool = False

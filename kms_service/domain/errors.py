@@ -149,6 +149,17 @@ class LeaseNotFoundOrDenied(NotFound):
         super().__init__(None, decision_id=decision_id)
 
 
+class DecisionNotFoundOrDenied(NotFound):
+    reason = "DECISION_NOT_FOUND_OR_DENIED"
+    default_message = (
+        "no such decision is recorded, or it is not yours to see; "
+        "the security team can explain the decision id"
+    )
+
+    def __init__(self, decision_id: str) -> None:
+        super().__init__(None, decision_id=decision_id)
+
+
 # --- state (told only after a permit) ------------------------------------------------------------
 
 

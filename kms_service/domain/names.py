@@ -131,6 +131,14 @@ class LeaseName:
         return f"projects/{self.project}/leases/{self.lease}"
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class ServiceName:
+    """The service as a whole: what belongs to no project."""
+
+    def __str__(self) -> str:
+        return "service"
+
+
 STABLE = "stable"
 """The alias that an unversioned reference means."""
 

@@ -6,7 +6,7 @@ WrongState families; "not there" is `None` where it is an ordinary answer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -14,9 +14,11 @@ from typing import Generic, Protocol, TypeVar
 
 from kms_service.domain.audit import AuditRecord
 from kms_service.domain.catalogue import Alias, Model, Project, Version, WrappedDataKey
-from kms_service.domain.decisions import AccessRequest, Decision
+from kms_service.domain.decisions import AccessRequest, Action, Decision, RecordedDecision, Resource
+from kms_service.domain.identity import Principal
 from kms_service.domain.leases import Lease
 from kms_service.domain.names import AliasName, LeaseName, ModelName, ProjectName, VersionName
+from kms_service.domain.policy import Explanation, PolicySetFiles, PolicySetView, Rehearsal
 from kms_service.domain.secret import SecretBytes
 
 T = TypeVar("T")
@@ -217,6 +219,26 @@ class LeaseTable(Protocol):
     def count_live(self, now: datetime) -> int: ...
 
 
+class DecisionTable(Protocol):
+    """The newest decisions, and when which principal was last seen doing what."""
+
+    def record(self, decisions: Sequence[RecordedDecision]) -> None: ...
+
+    def get(self, decision_id: str) -> RecordedDecision | None: ...
+
+    def newest(self, limit: int) -> Sequence[RecordedDecision]:
+        """Newest first."""
+
+    def principals(self) -> Mapping[str, tuple[Principal, datetime]]:
+        """Each that ever called, as it was when last seen, by id."""
+
+    def last_uses(self, action: Action, resource: Resource) -> Mapping[str, datetime]:
+        """When each principal was last permitted this; a project holds its models."""
+
+    def prune(self, decisions: int, uses: int) -> None:
+        """Keep only so many of the newest decisions and of the latest uses."""
+
+
 class Transaction(Protocol):
     """One serializable transaction. Nothing is seen by others before it commits."""
 
@@ -230,6 +252,8 @@ class Transaction(Protocol):
     def aliases(self) -> AliasTable: ...
     @property
     def leases(self) -> LeaseTable: ...
+    @property
+    def decisions(self) -> DecisionTable: ...
 
 
 class Database(Protocol):
@@ -273,6 +297,22 @@ class PolicyEngine(Protocol):
         Raises:
             PolicyUnavailable: no policy set is in force.
         """
+
+
+class PolicyQuestions(Protocol):
+    """What can be asked about the policy set in force. Each raises PolicyUnavailable if there is
+    none."""
+
+    def view(self) -> PolicySetView: ...
+
+    def named_principals(self) -> Sequence[Principal]:
+        """Those that policies, groups or canary cases name by a whole id."""
+
+    def explain(self, request: AccessRequest, *, circumstances: bool) -> Explanation:
+        """How a request stands, and why. Without `circumstances` those are taken as unknown."""
+
+    def rehearse(self, files: PolicySetFiles, requests: Iterable[AccessRequest]) -> Rehearsal:
+        """Decide `requests` under the set in force and under another."""
 
 
 # --- artifacts ------------------------------------------------------------------------------------

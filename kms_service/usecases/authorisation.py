@@ -32,18 +32,26 @@ from kms_service.domain.decisions import (
 )
 from kms_service.domain.errors import (
     AuditUnavailable,
+    DecisionNotFoundOrDenied,
     LeaseNotFoundOrDenied,
     ModelNotFoundOrDenied,
     ServiceError,
 )
 from kms_service.domain.identity import Caller
-from kms_service.domain.names import AliasName, LeaseName, ModelName, ProjectName, VersionName
+from kms_service.domain.names import (
+    AliasName,
+    LeaseName,
+    ModelName,
+    ProjectName,
+    ServiceName,
+    VersionName,
+)
 from kms_service.domain.ports import AuditLog, Clock, Database, PolicyEngine
 from kms_service.usecases.catalogue_lookup import Found, Name, labels_of, look_up
 
 T = TypeVar("T")
 
-Refusal = type[ModelNotFoundOrDenied] | type[LeaseNotFoundOrDenied]
+Refusal = type[ModelNotFoundOrDenied] | type[LeaseNotFoundOrDenied] | type[DecisionNotFoundOrDenied]
 
 _NO_LABELS: Mapping[str, str] = {}
 _MICROSECOND = timedelta(microseconds=1)
@@ -68,7 +76,7 @@ class Gate:
         name: Name,
         *,
         event: str | None = None,
-        on: ProjectName | ModelName | None = None,
+        on: ServiceName | ProjectName | ModelName | None = None,
         labels: Mapping[str, str] | None = None,
         attributes: Mapping[str, str] = _NO_LABELS,
         refusal: Refusal = ModelNotFoundOrDenied,
@@ -295,6 +303,8 @@ def source_of(peer: str) -> str:
 
 def _resource(name: Name, labels: Mapping[str, str]) -> Resource:
     match name:
+        case ServiceName():
+            return Resource("")
         case ProjectName(project) | LeaseName(project):
             return Resource(project)
         case ModelName() | VersionName() | AliasName():

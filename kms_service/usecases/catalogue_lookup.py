@@ -6,7 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from kms_service.domain.catalogue import Alias, Model, Project, Version
-from kms_service.domain.names import AliasName, LeaseName, ModelName, ProjectName, VersionName
+from kms_service.domain.names import (
+    AliasName,
+    LeaseName,
+    ModelName,
+    ProjectName,
+    ServiceName,
+    VersionName,
+)
 from kms_service.domain.ports import Transaction
 from kms_service.usecases.answers import VersionView
 
@@ -25,12 +32,12 @@ class Found:
     """The model's; empty without one."""
 
 
-Name = ProjectName | ModelName | VersionName | AliasName | LeaseName
+Name = ServiceName | ProjectName | ModelName | VersionName | AliasName | LeaseName
 
 
 def labels_of(tx: Transaction, name: Name) -> Mapping[str, str]:
     """Labels of the model behind `name`; empty without one."""
-    if isinstance(name, ProjectName | LeaseName):
+    if isinstance(name, ServiceName | ProjectName | LeaseName):
         return {}
     model = tx.models.get(_model_of(name))
     return model.labels if model else {}
@@ -38,6 +45,8 @@ def labels_of(tx: Transaction, name: Name) -> Mapping[str, str]:
 
 def look_up(tx: Transaction, name: Name) -> Found:
     """Project, model, alias and version behind `name`; of a lease, its project only."""
+    if isinstance(name, ServiceName):
+        return Found()
     project = tx.projects.get(ProjectName(name.project))
     if isinstance(name, ProjectName | LeaseName):
         return Found(project=project)

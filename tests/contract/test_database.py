@@ -28,12 +28,20 @@ from kms_service.domain.catalogue import (
     VersionState,
     WrappedDataKey,
 )
+from kms_service.domain.decisions import (
+    AccessRequest,
+    Action,
+    Circumstances,
+    RecordedDecision,
+    Resource,
+)
 from kms_service.domain.errors import (
     ConcurrentUpdate,
     InvalidField,
     ResourceExists,
     StateConflict,
 )
+from kms_service.domain.identity import Principal
 from kms_service.domain.leases import Lease
 from kms_service.domain.names import AliasName, LeaseName, ModelName, ProjectName, VersionName
 from kms_service.domain.ports import Database, LeaseFilter, Page, Transaction
@@ -461,3 +469,77 @@ def test_the_wall_clock(database: SqlDatabase) -> None:
 def test_is_a_database(database: SqlDatabase) -> None:
     port: Database = database
     assert port is database
+
+
+def decision(number: int, *, permitted: bool, model: str | None = "face") -> RecordedDecision:
+    token = Principal(
+        "oidc:k8s:app",
+        "",
+        "",
+        "0" * 64,
+        issuer="k8s",
+        subject="app",
+        groups=("k8s:ä",),
+        claims=(("namespace", ("prod", "ü")),),
+        instance_proven=False,
+    )
+    return RecordedDecision(
+        id=f"{number:032x}",
+        request=AccessRequest(
+            token,
+            Action.LEASE_DATA_KEY,
+            Resource("demo", model, {"tier": "gold"}),
+            NOW + timedelta(seconds=number),
+            Circumstances("10.0.0.1", 1, "0.1.0", {"platform": "ios"}),
+        ),
+        permitted=permitted,
+        policies=("reader", "ä"),
+        epoch="ab" * 32,
+        repeats=3,
+        redacted=True,
+    )
+
+
+def test_decisions_come_back_whole_and_newest_first(database: SqlDatabase) -> None:
+    kept = [decision(1, permitted=True), decision(2, permitted=False), decision(3, permitted=True)]
+    with database.write() as tx:
+        tx.decisions.record(kept)
+    with database.write() as tx:
+        tx.decisions.record(kept[:1])  # again, after a commit whose reply was lost
+        tx.decisions.record([])
+    with database.read() as tx:
+        assert tx.decisions.newest(2) == [kept[2], kept[1]]
+        assert tx.decisions.get(kept[0].id) == kept[0]
+        assert tx.decisions.get("f" * 32) is None
+
+
+def test_last_uses_are_of_permits_and_of_the_models_of_a_project(database: SqlDatabase) -> None:
+    with database.write() as tx:
+        tx.decisions.record([decision(1, permitted=True), decision(2, permitted=False)])
+        tx.decisions.record([decision(3, permitted=False), decision(4, permitted=True, model="b")])
+    with database.read() as tx:
+        whole, face = Resource("demo"), Resource("demo", "face")
+        assert tx.decisions.last_uses(Action.LEASE_DATA_KEY, face) == {
+            "oidc:k8s:app": NOW + timedelta(seconds=1)
+        }
+        assert tx.decisions.last_uses(Action.LEASE_DATA_KEY, whole) == {
+            "oidc:k8s:app": NOW + timedelta(seconds=4)
+        }
+        assert tx.decisions.last_uses(Action.GET_MODEL, face) == {}
+        principal, seen = tx.decisions.principals()["oidc:k8s:app"]
+        assert principal == decision(4, permitted=True).request.principal
+        assert seen == NOW + timedelta(seconds=4)
+
+
+def test_only_the_newest_decisions_and_uses_are_kept(database: SqlDatabase) -> None:
+    with database.write() as tx:
+        for number in range(1, 6):
+            tx.decisions.record([decision(number, permitted=True, model=f"m{number}")])
+        tx.decisions.prune(3, 2)
+    with database.read() as tx:
+        assert [each.id for each in tx.decisions.newest(9)] == [f"{n:032x}" for n in (5, 4, 3)]
+        used = [
+            tx.decisions.last_uses(Action.LEASE_DATA_KEY, Resource("demo", f"m{number}"))
+            for number in range(1, 6)
+        ]
+        assert [bool(each) for each in used] == [False, False, False, True, True]

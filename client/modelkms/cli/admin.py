@@ -8,6 +8,7 @@ from typing import Annotated, Optional
 
 import typer
 
+from modelkms.cli import policy
 from modelkms.cli.common import CommandLine, command, group
 from modelkms.cli.output import moment, span
 from modelkms.errors import UsageError
@@ -19,7 +20,7 @@ _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    admin = group("admin", "Projects and master keys.")
+    admin = group("admin", "Projects, master keys, policy.")
     project = group("project", "Projects.")
     command(project, "create")(project_create)
     command(project, "list")(project_list)
@@ -29,6 +30,7 @@ def register(app: typer.Typer) -> None:
     command(master_key, "status")(master_key_status)
     admin.add_typer(project)
     admin.add_typer(master_key)
+    policy.register(admin)
     app.add_typer(admin)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     Column,
     ForeignKeyConstraint,
     Index,
@@ -112,4 +113,36 @@ clock = Table(
     metadata,
     Column("id", Integer, primary_key=True, autoincrement=False),  # always 1
     Column("mark_us", BigInteger, nullable=False),
+)
+
+# Decisions of policy, as far as they are kept: what it takes to explain and to replay them.
+decisions = Table(
+    "decisions",
+    metadata,
+    Column("id", _UID, primary_key=True),
+    Column("time_us", BigInteger, nullable=False),
+    Column("permitted", Boolean, nullable=False),
+    Column("request", Text, nullable=False),  # JSON, secrets redacted
+    Column("policies", Text, nullable=False),  # JSON array of ids
+    Column("epoch", String(64), nullable=False),
+    Column("repeats", Integer, nullable=False),
+    Column("redacted", Boolean, nullable=False),
+    Index(None, "time_us"),
+)
+
+# When which principal last did, or tried, what.
+access_uses = Table(
+    "access_uses",
+    metadata,
+    # SHA-256 of principal, action, project and model: ids may be too long for an index.
+    Column("key", String(64), primary_key=True),
+    Column("principal", String(2048), nullable=False),
+    Column("action", String(63), nullable=False),
+    Column("project", _ID, nullable=False),  # empty: the service
+    Column("model", _ID, nullable=False),  # empty: the project
+    Column("description", Text, nullable=False),  # JSON of the principal, secrets redacted
+    Column("last_time_us", BigInteger, nullable=False),
+    Column("last_permit_us", BigInteger),
+    Index(None, "action", "project", "model"),
+    Index(None, "last_time_us"),
 )

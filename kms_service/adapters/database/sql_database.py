@@ -17,6 +17,7 @@ from kms_service.adapters.database.catalogue_tables import (
     SqlModelTable,
     SqlProjectTable,
 )
+from kms_service.adapters.database.decision_table import SqlDecisionTable
 from kms_service.adapters.database.engine import POSTGRESQL, EngineOptions, transactions_of
 from kms_service.adapters.database.lease_table import SqlLeaseTable
 from kms_service.adapters.database.migrate import SchemaState, schema_state_of
@@ -52,6 +53,10 @@ class SqlTransaction:
     @cached_property
     def leases(self) -> SqlLeaseTable:
         return SqlLeaseTable(self._connection)
+
+    @cached_property
+    def decisions(self) -> SqlDecisionTable:
+        return SqlDecisionTable(self._connection)
 
 
 class SqlDatabase:

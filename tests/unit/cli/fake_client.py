@@ -20,6 +20,16 @@ from modelkms.errors import (
     VersionDisabled,
 )
 from modelkms.materialize import materialized
+from modelkms.policy import (
+    DecisionChangeInfo,
+    DryRunInfo,
+    ExplanationInfo,
+    FindingInfo,
+    PermittedInfo,
+    PolicyInfo,
+    PolicySetInfo,
+    WhoCanInfo,
+)
 from modelkms.reference import Reference
 from modelkms.types import (
     AliasInfo,
@@ -42,6 +52,8 @@ PROJECT = "demo"
 NOW = datetime(2026, 11, 23, 8, 47, 55, tzinfo=UTC)
 PUBLISHER = "spiffe://example.org/publisher"
 READER = "spiffe://example.org/reader"
+READS = PolicyInfo("reads", "PERMIT", '@id("reads")\npermit (principal, action, resource);')
+WEAK = PolicyInfo("weak", "FORBID", '@id("weak")\nforbid (principal, action, resource);')
 
 
 @dataclass
@@ -284,6 +296,64 @@ class FakeClient:
             auto_rotate_period=timedelta(days=90),
             keys_under_version={1: 1, 2: 1234},
         )
+
+    def get_policy_set(self) -> PolicySetInfo:
+        self._fail()
+        return PolicySetInfo("ab" * 32, (READS, WEAK), {"readers": (READER,)}, 3)
+
+    def explain_decision(self, decision_id: str) -> ExplanationInfo:
+        explained = self.explain_access(READER, "LeaseDataKey", "demo/file")
+        return replace(explained, decided="NO", decide_time=NOW, decided_by=("weak",))
+
+    def explain_access(self, principal: str, action: str, model_ref: str) -> ExplanationInfo:
+        self._fail()
+        return ExplanationInfo(
+            principal=principal,
+            action=action,
+            resource=self.reference(model_ref).require_model(),
+            verdict="DEPENDS",
+            findings=(
+                FindingInfo(READS, "YES", ""),
+                FindingInfo(WEAK, "DEPENDS", "context has suite"),
+            ),
+            groups=("readers",),
+            epoch="ab" * 32,
+            decided="",
+            decide_time=None,
+            decided_by=(),
+        )
+
+    def who_can(self, action: str, model_ref: str) -> WhoCanInfo:
+        self._fail()
+        return WhoCanInfo(
+            (
+                PermittedInfo(READER, "YES", ("reads",), "", NOW, None),
+                PermittedInfo(PUBLISHER, "DEPENDS", ("reads",), "context has source", None, None),
+            ),
+            5,
+        )
+
+    def dry_run_policies(self, path: str | Path) -> DryRunInfo:
+        self._fail()
+        change = DecisionChangeInfo(
+            decision_id="0" * 32,
+            decide_time=NOW,
+            decisions=12,
+            principal=READER,
+            action="LeaseDataKey",
+            resource=f"projects/{PROJECT}/models/file",
+            permitted_now=True,
+            permitted_then=False,
+            policies=(),
+            lease_ttl_now=None,
+            lease_ttl_then=None,
+        )
+        let_in = replace(
+            change, permitted_now=False, permitted_then=True, policies=("more",), decisions=1
+        )
+        hour, minutes = timedelta(hours=1), timedelta(minutes=5)
+        shorter = replace(change, permitted_then=True, lease_ttl_now=hour, lease_ttl_then=minutes)
+        return DryRunInfo("", (change, let_in, shorter), 1234, NOW, 2, False)
 
     def whoami(self) -> Identity:
         self._fail()

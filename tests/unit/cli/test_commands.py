@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -250,3 +252,62 @@ def test_clients_are_closed(cli: Cli, service: FakeService) -> None:
     ):
         cli(*arguments)
         assert service.clients_closed == count
+
+
+# --- policy --------------------------------------------------------------------------------------
+
+
+def test_policy_show(cli: Cli) -> None:
+    told = cli("admin", "policy", "show").out
+    assert f"// epoch {'ab' * 32}, 3 canary cases\n// group readers: {READER}\n" in told
+    assert '@id("reads")\npermit (principal, action, resource);' in told
+    assert cli("admin", "policy", "show", "--json").json()["policies"][1]["effect"] == "FORBID"
+
+
+def test_policy_explain(cli: Cli) -> None:
+    asked = (READER, "LeaseDataKey", "file")
+    assert cli("admin", "policy", "explain", *asked).out.splitlines() == [
+        f"depends on the call: {READER} LeaseDataKey demo/file",
+        "groups: readers",
+        "  permit reads: applies",
+        "  forbid weak: depends; needs context has suite",
+    ]
+    told = cli("admin", "policy", "explain", "0" * 32).out.splitlines()
+    assert told[:2] == [
+        f"refused by weak at 2026-11-23 08:47:55Z: {READER} LeaseDataKey demo/file",
+        "now: depends on the call",
+    ]
+    for wrong in ((READER,), (READER, "LeaseDataKey"), ("0" * 31,)):
+        assert cli("admin", "policy", "explain", *wrong).code == 2
+
+
+def test_policy_who_can(cli: Cli) -> None:
+    rows = cli("admin", "policy", "who-can", "LeaseDataKey", "file").out.splitlines()
+    assert rows[1].split()[:3] == [READER, "yes", "reads"]
+    assert rows[2].endswith("context has source")
+
+
+def test_policy_dry_run(cli: Cli, tmp_path: Path) -> None:
+    what = f"{READER} LeaseDataKey demo/file"
+    assert cli("admin", "policy", "dry-run", tmp_path).out.splitlines() == [
+        f"{what}: refused (12 times), last {'0' * 32}",
+        f"{what}: permitted by more, last {'0' * 32}",
+        f"{what}: leased for 5 min instead of 1 h (12 times), last {'0' * 32}",
+        "3 changes in 1,234 recorded decisions since 2026-11-23 08:47:55Z",
+        "2 of them were replayed without redacted values",
+    ]
+
+
+def test_policy_test_runs_the_services_own_engine(cli: Cli, tmp_path: Path) -> None:
+    folder = tmp_path / "policies"
+    shutil.copytree(Path(__file__).parents[3] / "deploy" / "policies", folder)
+    ended = cli("admin", "policy", "test", folder)
+    assert (ended.code, ended.out) == (0, "ok    25 cases\n")
+    case = {"principal": READER, "action": "WhoCan", "project": "demo", "permitted": True}
+    (folder / "more.cases.json").write_text(json.dumps({"cases": [case]}))
+    ended = cli("admin", "policy", "test", folder)
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err.splitlines() == [
+        f"error: {READER} WhoCan demo must be permitted",
+        "error: 1 of 26 cases fail",
+    ]
