@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +20,7 @@ from modelkms.policy import DryRunInfo, ExplanationInfo, PolicySetInfo, WhoCanIn
 from modelkms.profile import Profile
 from modelkms.reference import Reference
 from modelkms.session import Session
+from modelkms.stored import StoredArtifact, stored_artifact
 from modelkms.types import (
     AliasInfo,
     Identity,
@@ -124,6 +126,17 @@ class Client:
         version = self.resolve(ref)
         self._downloader.prefetch(version, progress)
         return version
+
+    def stored(self, path: str | Path) -> AbstractContextManager[StoredArtifact]:
+        """Look into an artifact that lies somewhere as a file: a copy of the store's, a backup.
+
+        The key of the version that its header names is leased; wiped at the end of the block.
+
+        Raises:
+            PathUnusable: it cannot be read.
+            ArtifactCorrupt, ArtifactMismatch: it is not what was published. And as `open`.
+        """
+        return stored_artifact(self._session, Path(path))
 
     # --- the catalogue --------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import modelkms
 import pytest
+from modelkms import leasing as leasing_module
 from modelkms import opened as opened_module
 from modelkms.errors import (
     AlreadyExists,
@@ -299,7 +300,8 @@ def test_a_lease_bounds_what_is_begun(
     service.world.policy.bounds = LeaseBounds(timedelta(hours=1), timedelta(hours=2))
     now = boottime_s()
     ahead = 0.0
-    monkeypatch.setattr(opened_module, "boottime_s", lambda: now + ahead)
+    for module in (opened_module, leasing_module):
+        monkeypatch.setattr(module, "boottime_s", lambda: now + ahead)
 
     def advance(minutes: float) -> None:
         nonlocal ahead
@@ -332,7 +334,8 @@ def test_a_download_that_outlasts_its_lease_opens_under_a_new_one(
     file.write_bytes(b"two")
     publisher.push(file, "onnx")
     now, ahead = boottime_s(), 0.0
-    monkeypatch.setattr(opened_module, "boottime_s", lambda: now + ahead)
+    for module in (opened_module, leasing_module):
+        monkeypatch.setattr(module, "boottime_s", lambda: now + ahead)
 
     def slowly(progress: Progress) -> None:
         nonlocal ahead
@@ -679,6 +682,39 @@ def test_f43_what_is_appended_to_an_object_reaches_no_reader(
         return
     with model:  # the service serves no byte beyond the pin's length
         assert {name: model.read(name) for name in model.files()} == contents(folder)
+
+
+def test_a_stored_artifact_is_looked_into_under_a_lease(
+    service: SdkWorld,
+    publisher: modelkms.Client,
+    reader: modelkms.Client,
+    folder: Path,
+    tmp_path: Path,
+) -> None:
+    publisher.push(folder, "digits")
+    (stored_file,) = service.stored()
+    copy, progress = tmp_path / "copy", list[Progress]()
+    copy.write_bytes(stored_file.read_bytes())
+
+    with reader.stored(copy) as stored:
+        assert stored.version.reference == "demo/digits@1"
+        assert stored.sizes()["Manifest.json"] == 2
+        stored.verify(progress.append)
+    assert progress[-1].done_bytes == progress[-1].total_bytes
+    assert progress[-1].done_bytes > 3 * SEGMENT
+
+    with pytest.raises(ModelNotFoundOrDenied), service.client("stranger").stored(copy):
+        pass
+    data = bytearray(copy.read_bytes())
+    data[-SEGMENT * 2] ^= 1
+    copy.write_bytes(data)
+    with reader.stored(copy) as stored, pytest.raises(ArtifactCorrupt):
+        stored.verify()
+    copy.write_bytes(data[:-1])
+    with pytest.raises(ArtifactCorrupt), reader.stored(copy):
+        pass
+    with pytest.raises(PathUnusable), reader.stored(tmp_path):
+        pass
 
 
 def test_f45_another_versions_artifact_under_this_name_never_opens(

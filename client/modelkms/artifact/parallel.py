@@ -11,15 +11,24 @@ CHUNK_BYTES = 1 << 20
 """A thread reads, encrypts or decrypts, and writes about so much at once: it stays in the
 processor's cache in between."""
 
+ProgressBytes = Callable[[int, int], None]
+"""(plaintext bytes done, of how many)."""
+
 
 class Work:
-    """Numbers that threads take from, some at a time and in order, until one of them fails."""
+    """Numbers that threads take from, some at a time and in order, until one of them fails.
+
+    If several fail, the failure at the lowest number is the one that is raised: those before it
+    were all taken, and came out well.
+    """
 
     def __init__(self, numbers: range, each: int = 1) -> None:
         self._numbers = numbers
         self._each = each
         self._lock = threading.Lock()
         self._failure: BaseException | None = None
+        self._failed_at = -1
+        self._current = threading.local()
 
     @property
     def failed(self) -> bool:
@@ -33,16 +42,11 @@ class Work:
                 return None
             taken = self._numbers[: self._each]
             self._numbers = self._numbers[self._each :]
+            self._current.number = taken[0]
             return taken
 
-    def fail(self, error: BaseException) -> None:
-        """The first failure counts; but Ctrl-C and the like go before errors."""
-        with self._lock:
-            if self._failure is None or not isinstance(error, Exception):
-                self._failure = error
-
     def run(self, task: Callable[[], None], threads: int, name: str) -> None:
-        """Run `task` in so many threads, this one included; raise the first failure.
+        """Run `task` in so many threads, this one included; raise what failed.
 
         Args:
             task: takes numbers until there are none.
@@ -53,7 +57,7 @@ class Work:
             try:
                 task()
             except BaseException as error:
-                self.fail(error)
+                self._fail(error)
 
         helpers = [threading.Thread(target=guarded, name=name) for _ in range(threads - 1)]
         for helper in helpers:
@@ -65,3 +69,10 @@ class Work:
                 helper.join()
         if self._failure is not None:
             raise self._failure
+
+    def _fail(self, error: BaseException) -> None:
+        # Ctrl-C and the like go before errors.
+        at = getattr(self._current, "number", -1) if isinstance(error, Exception) else -1
+        with self._lock:
+            if self._failure is None or at < self._failed_at:
+                self._failure, self._failed_at = error, at

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from modelkms.artifact.buffers import FreshBytes, FreshMemory, wipe
 from modelkms.artifact.floe import Body, Decryptor
-from modelkms.artifact.parallel import CHUNK_BYTES, THREADS, Work
+from modelkms.artifact.parallel import CHUNK_BYTES, THREADS, ProgressBytes, Work
 from modelkms.artifact.segment_cache import SegmentCache
 from modelkms.artifact.sources import ArtifactSource, read_all_into
 
@@ -121,12 +121,24 @@ class Payload:
 
         work.run(run, THREADS if length >= _PARALLEL_BYTES else 1, _THREAD_NAME)
 
-    def verify(self) -> None:
+    def verify(self, progress: ProgressBytes | None = None) -> None:
         """Authenticate every segment.
 
-        Raises: as `read`.
+        Args:
+            progress: called from worker threads, never from two at once.
+
+        Raises: as `read`; of several bad segments the first.
         """
-        self.chunks(0, self.length_bytes, lambda _at, _plain: None)
+        lock, done_bytes = threading.Lock(), 0
+
+        def tell(_at: int, plain: memoryview) -> None:
+            nonlocal done_bytes
+            if progress is not None:
+                with lock:
+                    done_bytes += len(plain)
+                    progress(done_bytes, self.length_bytes)
+
+        self.chunks(0, self.length_bytes, tell)
 
     def read_ahead(self, offset: int, length: int) -> None:
         """Have segments decrypted that will be read soon, by a thread of its own. Whoever reads

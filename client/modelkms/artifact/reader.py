@@ -26,6 +26,7 @@ from modelkms.artifact import archive
 from modelkms.artifact.archive import Member
 from modelkms.artifact.extraction import Extraction, write_at
 from modelkms.artifact.floe import Body, Decryptor
+from modelkms.artifact.parallel import ProgressBytes
 from modelkms.artifact.payload import Payload
 from modelkms.artifact.pin import PinLike
 from modelkms.artifact.sources import AnySource, ArtifactSource, opened_source, read_exactly
@@ -169,14 +170,18 @@ class ArtifactReader:
                 with target.create(member.name) as file:
                     self._payload.chunks(member.offset, member.size_bytes, partial(write_at, file))
 
-    def verify(self) -> None:
-        """Authenticate all of the artifact, and compare every local header.
+    def verify(self, progress: ProgressBytes | None = None) -> None:
+        """Authenticate all of the artifact in two threads, and compare every local header.
+
+        Args:
+            progress: called from worker threads, never from two at once.
 
         Raises:
-            ArtifactCorrupt, ArchiveRejected, ModelClosed: as `read`.
+            ArtifactCorrupt: of several bad segments, the error tells the first.
+            ArchiveRejected, ModelClosed: as `read`.
         """
         with self._in_use():
-            self._payload.verify()
+            self._payload.verify(progress)
             for member in self._members.values():
                 self._check_local_header(member)
 

@@ -12,7 +12,6 @@ import io
 import os
 import stat
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -27,13 +26,10 @@ from modelkms_api.v1.artifact_pb2 import ArtifactHeader
 
 from modelkms.artifact.extraction import write_at
 from modelkms.artifact.floe import Body, Encryptor
-from modelkms.artifact.parallel import CHUNK_BYTES, THREADS, Work
+from modelkms.artifact.parallel import CHUNK_BYTES, THREADS, ProgressBytes, Work
 from modelkms.artifact.pin import ArtifactPin, ParallelDigest
 from modelkms.artifact.source import look_at
 from modelkms.artifact.source_reader import SourceReader, Stopped
-
-ProgressBytes = Callable[[int, int], None]
-"""(plaintext bytes done, of how many)."""
 
 
 class Sink(Protocol):

@@ -1,4 +1,4 @@
-"""What a stored artifact tells without any key: inspect."""
+"""What a stored artifact tells without any key, and with the key of its version: inspect."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from modelkms.cli.common import CommandLine, command
-from modelkms.cli.output import size
+from modelkms.cli.output import size, write_line, write_table
 from modelkms.errors import ArtifactCorrupt, PathUnusable
 
 if TYPE_CHECKING:
     from typing import BinaryIO
 
+    from modelkms.stored import StoredArtifact
     from modelkms.types import ProgressCallback
 
 _CHUNK_BYTES = 1 << 20
@@ -39,6 +40,7 @@ class Layout:
         file_name: of a single file; else empty.
         file_bytes: of the whole artifact.
         payload_offset: where the FLOE header begins.
+        segments_offset: where the first segment begins.
         floe_header_tag: 64 hexadecimal digits: part of the pin.
         segment_length_bytes: of an encrypted segment.
         segments: how many there are.
@@ -54,6 +56,7 @@ class Layout:
     file_name: str
     file_bytes: int
     payload_offset: int
+    segments_offset: int
     floe_header_tag: str
     segment_length_bytes: int
     segments: int
@@ -67,41 +70,75 @@ def inspect(
     pin: Annotated[
         bool, typer.Option("--pin", help="Also compute its digest, as the pin has it.")
     ] = False,
+    members: Annotated[
+        bool, typer.Option("--members", help="Also list its files; leases the version's key.")
+    ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Also check every segment; leases the version's key.")
+    ] = False,
 ) -> None:
     """Tell what an artifact says of itself, without a key.
 
     Its clear header and its layout: neither key nor service is needed. Nothing of this is
-    authenticated: only opening the model proves it.
+    authenticated: --verify, or opening the model, proves it.
 
     Example: modelkms inspect artifact.mkms
     """
-    digest = ""
+    document: dict[str, object] = {}
+    sizes: dict[str, int] = {}
     try:
         with file.open("rb") as source:
             layout = read_layout(source)
+            fields = _fields(layout)
+            document |= {"file": str(file), **asdict(layout)}
             if pin:
                 with cli.progress() as progress:
-                    digest = _digest(source, layout.file_bytes, progress)
+                    document["digest"] = digest = _digest(source, layout.file_bytes, progress)
+                fields.append(("digest", digest))
     except OSError as error:
         raise PathUnusable(f"{file} cannot be read: {error.strerror or 'I/O error'}") from error
-    fields = [
+    if members or verify:
+        with cli.client() as client, cli.progress() as progress, client.stored(file) as stored:
+            if verify:
+                _verify(stored, layout, progress)
+                fields.append(("verified", f"all {layout.segments:,} segments, and the digest"))
+                document["verified"] = True
+            if members:
+                sizes = stored.sizes()
+                document["members"] = [
+                    {"name": name, "size_bytes": length} for name, length in sizes.items()
+                ]
+    cli.answer_fields(document, fields)
+    if members and not cli.json:
+        write_line()
+        write_table(("SIZE", "MEMBER"), [(f"{length:,}", name) for name, length in sizes.items()])
+
+
+def _fields(layout: Layout) -> list[tuple[str, str]]:
+    return [
         ("version", layout.reference),
         ("version uid", layout.version_uid),
         ("artifact id", layout.artifact_id),
         ("payload", layout.payload_kind + f" {layout.file_name!r}" * bool(layout.file_name)),
         ("decrypts to", _exact(layout.payload_bytes)),
         ("file", _exact(layout.file_bytes)),
-        (
-            "layout",
-            _layout(layout),
-        ),
+        ("layout", _layout(layout)),
         ("header tag", layout.floe_header_tag),
     ]
-    document: dict[str, object] = {"file": str(file), **asdict(layout)}
-    if digest:
-        fields.append(("digest", digest))
-        document["digest"] = digest
-    cli.answer_fields(document, fields)
+
+
+def _verify(stored: StoredArtifact, layout: Layout, progress: ProgressCallback | None) -> None:
+    try:
+        stored.verify(progress)
+    except ArtifactCorrupt as error:
+        if (segment := error.metadata.get("segment")) is not None:
+            start = layout.segments_offset + int(segment) * layout.segment_length_bytes
+            end = min(start + layout.segment_length_bytes, layout.file_bytes)
+            error.hint = (
+                f"the first bad one is at bytes {start:,} to {end:,} of the file; "
+                "later ones were not looked at"
+            )
+        raise
 
 
 def read_layout(source: BinaryIO) -> Layout:
@@ -146,6 +183,7 @@ def read_layout(source: BinaryIO) -> Layout:
         file_name=header.file_name,
         file_bytes=file_bytes,
         payload_offset=clear.payload_offset,
+        segments_offset=clear.segments_offset,
         floe_header_tag=tag.hex(),
         segment_length_bytes=header.segment_length_bytes,
         segments=segments,

@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
+from modelkms.artifact import ArtifactReader
 from modelkms.errors import (
     MemberNotFound,
     ModelNotFoundOrDenied,
@@ -68,6 +69,7 @@ class FakeService:
     labels: dict[str, str] = field(default_factory=dict)
     refusal: str = ""
     failure: BaseException | None = None
+    data_key: bytes = bytes(32)
     clients_closed: int = 0
 
     def connect(self, _profile: str | None) -> Client:
@@ -132,6 +134,21 @@ class FakeOpenedModel:
 
     def __exit__(self, *_: object) -> None:
         return
+
+
+class FakeStored:
+    """`modelkms.stored.StoredArtifact` under a key that the test knows."""
+
+    def __init__(self, reader: ArtifactReader) -> None:
+        self._reader = reader
+
+    def sizes(self) -> dict[str, int]:
+        return self._reader.sizes()
+
+    def verify(self, progress: ProgressCallback | None = None) -> None:
+        self._reader.verify()
+        if progress is not None:
+            progress(Progress("verify", 1, 1))
 
 
 class _Reader(io.RawIOBase):
@@ -199,6 +216,12 @@ class FakeClient:
 
     def prefetch(self, ref: str, progress: ProgressCallback | None = None) -> VersionInfo:
         return self.resolve(ref)
+
+    @contextmanager
+    def stored(self, path: str | Path) -> Iterator[FakeStored]:
+        self._fail()
+        with ArtifactReader(path, self._service.data_key) as reader:
+            yield FakeStored(reader)
 
     def create_project(self, project: str) -> ProjectInfo:
         self._fail()

@@ -7,14 +7,17 @@ from pathlib import Path
 
 import pytest
 from modelkms.artifact.writer import write_artifact
+from modelkms.errors import ModelNotFoundOrDenied
 from modelkms_api.artifact import (
     FIXED_PREFIX_BYTES,
+    FLOE_HEADER_BYTES,
     MAX_CLEAR_PREFIX_BYTES,
     MIN_SEGMENT_BYTES,
     SEGMENT_OVERHEAD_BYTES,
 )
 
 from tests.unit.cli.conftest import Cli
+from tests.unit.cli.fake_client import FakeService
 
 _PLAIN_SEGMENT_BYTES = MIN_SEGMENT_BYTES - SEGMENT_OVERHEAD_BYTES
 _UID, _ARTIFACT_ID = "1" * 32, "2" * 32
@@ -66,6 +69,7 @@ def test_a_file(cli: Cli, tmp_path: Path, plain_bytes: int, segments: int, last:
         "file_name": "model.onnx",
         "file_bytes": path.stat().st_size,
         "payload_offset": told["payload_offset"],
+        "segments_offset": told["payload_offset"] + FLOE_HEADER_BYTES,
         "segment_length_bytes": MIN_SEGMENT_BYTES,
         "segments": segments,
         "last_segment_bytes": last,
@@ -117,3 +121,56 @@ def test_paths(cli: Cli, tmp_path: Path) -> None:
         ended = cli("inspect", path)
         assert ended.code == 7
         assert str(path) in ended.err
+
+
+def _folder_artifact(tmp_path: Path) -> Path:
+    source = tmp_path / "package"
+    (source / "data").mkdir(parents=True)
+    (source / "data" / "weights.bin").write_bytes(bytes(3_000_000))
+    (source / "config.json").write_bytes(b"{}")
+    return _artifact(tmp_path, source)[0]
+
+
+def test_members_and_verification_under_a_lease(cli: Cli, tmp_path: Path) -> None:
+    path = _folder_artifact(tmp_path)
+
+    told = cli("inspect", path, "--members", "--verify", "--json").json()
+
+    assert told["members"] == [
+        {"name": "config.json", "size_bytes": 2},
+        {"name": "data/weights.bin", "size_bytes": 3_000_000},
+    ]
+    assert told["verified"] is True
+    shown = cli("inspect", path, "--members", "--verify").out
+    assert "verified" in shown
+    assert "3,000,000  data/weights.bin" in shown
+
+
+def test_f43_the_first_bad_segment_is_named(cli: Cli, tmp_path: Path) -> None:
+    path = _folder_artifact(tmp_path)
+    layout = cli("inspect", path, "--json").json()
+    changed = bytearray(path.read_bytes())
+    for segment in (700, 300, 301, 299 + 256, 731):  # in chunks of several threads
+        changed[layout["segments_offset"] + segment * MIN_SEGMENT_BYTES + 20] ^= 1
+    path.write_bytes(changed)
+
+    for _ in range(5):
+        ended = cli("inspect", path, "--verify", "--json")
+        assert ended.code == 6
+        assert ended.error()["reason"] == "ARTIFACT_CORRUPT"
+        assert ended.error()["metadata"] == {"segment": "300"}
+    start = layout["segments_offset"] + 300 * MIN_SEGMENT_BYTES
+    assert (
+        f"bytes {start:,} to {start + MIN_SEGMENT_BYTES:,}" in cli("inspect", path, "--verify").err
+    )
+    assert cli("inspect", path, "--members").code == 0  # what it needs is whole
+
+
+def test_without_a_lease_nothing_is_listed(cli: Cli, service: FakeService, tmp_path: Path) -> None:
+    path = _folder_artifact(tmp_path)
+    service.failure = ModelNotFoundOrDenied("model not found, or not for this identity")
+
+    for option in ("--members", "--verify"):
+        ended = cli("inspect", path, option)
+        assert ended.code == 3
+        assert ended.out == ""
