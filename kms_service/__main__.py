@@ -1,4 +1,4 @@
-"""`modelkms-server`: serve, migrate, check-config, audit verify, policy test, dev.
+"""`modelkms-server`: serve, migrate, check-config, audit, policy test, dev.
 
 Exit codes: 0 done · 1 internal · 2 usage or configuration · 5 unavailable · 6 corrupt (a damaged
 audit log). Errors are `error:` and `hint:` lines on standard error.
@@ -11,13 +11,15 @@ import kms_service.rpc.tls_environment  # noqa: F401 - before anything imports g
 # isort: split
 import sys
 from pathlib import Path
-from typing import Annotated, Never
+from typing import Annotated
 
 import typer
 from typer.exceptions import TyperException
 
 from kms_service import __version__
+from kms_service.audit_commands import audit_app
 from kms_service.config import Config, load
+from kms_service.console import CORRUPT, INTERNAL, UNAVAILABLE, USAGE, fail, say, tell
 from kms_service.domain.errors import (
     ConfigurationError,
     Corrupt,
@@ -25,9 +27,7 @@ from kms_service.domain.errors import (
     Throttled,
     Unavailable,
 )
-from kms_service.telemetry.logging import configure_logging, escape_controls
-
-INTERNAL, USAGE, UNAVAILABLE, CORRUPT = 1, 2, 5, 6
+from kms_service.telemetry.logging import configure_logging
 
 app = typer.Typer(
     name="modelkms-server",
@@ -36,7 +36,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-audit_app = typer.Typer(help="The audit log.", no_args_is_help=True)
 app.add_typer(audit_app, name="audit")
 policy_app = typer.Typer(help="Policy sets.", no_args_is_help=True)
 app.add_typer(policy_app, name="policy")
@@ -62,7 +61,7 @@ def migrate(config: ConfigFile) -> None:
     from kms_service.bootstrap import migrate_database
 
     migrate_database(load(config))
-    _say("the database's schema is current")
+    say("the database's schema is current")
 
 
 @app.command("check-config")
@@ -74,30 +73,9 @@ def check_config(
 ) -> None:
     """Check the configuration; with --live also what it names."""
     settings = load(config)
-    _say(f"ok    {config} is well-formed")
+    say(f"ok    {config} is well-formed")
     if live:
         _check_live(settings)
-
-
-@audit_app.command("verify")
-def audit_verify(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The audit log's folder.")],
-) -> None:
-    """Check every chain of an audit log: every record, in order, unchanged."""
-    from kms_service.adapters.audit_reading import verify
-
-    try:
-        found = verify(folder)
-    except OSError as error:
-        raise ConfigurationError(f"{folder}: cannot be read: {error.strerror}") from error
-    for chain in found.chains:
-        if chain.fault:
-            _tell("error", chain.summary)
-        else:
-            _say(chain.summary)
-    if found.faulty:
-        _tell("hint", "keep the folder as it is: it is evidence")
-        sys.exit(CORRUPT)
 
 
 @policy_app.command("test")
@@ -112,10 +90,10 @@ def policy_test(
 
     tried, problems = try_cases(path)
     for problem in problems:
-        _tell("error", problem)
+        tell("error", problem)
     if problems:
-        _fail(f"{len(problems)} of {tried} cases fail", None, USAGE)
-    _say(f"ok    {tried} cases")
+        fail(f"{len(problems)} of {tried} cases fail", None, USAGE)
+    say(f"ok    {tried} cases")
 
 
 @app.command()
@@ -141,7 +119,7 @@ def dev(
     try:
         run(directory, listen=listen, metrics_listen=metrics_listen)
     except ChildFailed as error:
-        _fail(str(error), None, INTERNAL)
+        fail(str(error), None, INTERNAL)
 
 
 @app.callback(invoke_without_command=True)
@@ -151,7 +129,7 @@ def _options(
     ] = False,
 ) -> None:
     if version:
-        _say(f"modelkms-server {__version__}")
+        say(f"modelkms-server {__version__}")
         raise typer.Exit
 
 
@@ -163,19 +141,19 @@ def main() -> None:
         if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help
             sys.stderr.write(f"{error}\n")
             sys.exit(USAGE)
-        _fail(error.format_message(), "modelkms-server --help shows how it is used", USAGE)
+        fail(error.format_message(), "modelkms-server --help shows how it is used", USAGE)
     except (typer.Abort, KeyboardInterrupt):
         sys.exit(130)
     except ConfigurationError as error:
         for line in error.message.splitlines():
-            _tell("error", line)
+            tell("error", line)
         sys.exit(USAGE)
     except (Unavailable, Throttled) as error:
-        _fail(f"{error.message} ({error.reason})", "try again once it answers", UNAVAILABLE)
+        fail(f"{error.message} ({error.reason})", "try again once it answers", UNAVAILABLE)
     except Corrupt as error:
-        _fail(f"{error.message} ({error.reason})", None, CORRUPT)
+        fail(f"{error.message} ({error.reason})", None, CORRUPT)
     except ServiceError as error:
-        _fail(f"{error.message} ({error.reason})", None, INTERNAL)
+        fail(f"{error.message} ({error.reason})", None, INTERNAL)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -188,28 +166,12 @@ def _check_live(config: Config) -> None:
         try:
             check()
         except ServiceError as error:
-            _tell("error", f"{name}: {error.message} ({error.reason})")
+            tell("error", f"{name}: {error.message} ({error.reason})")
             worst = error if worst is None or isinstance(error, ConfigurationError) else worst
         else:
-            _say(f"ok    {name}")
+            say(f"ok    {name}")
     if worst is not None:
         sys.exit(UNAVAILABLE if isinstance(worst, Unavailable | Throttled) else USAGE)
-
-
-def _fail(message: str, hint: str | None, code: int) -> Never:
-    _tell("error", message)
-    if hint is not None:
-        _tell("hint", hint)
-    sys.exit(code)
-
-
-def _tell(kind: str, line: str) -> None:
-    sys.stderr.write(f"{kind}: {escape_controls(line)}\n")
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(f"{escape_controls(line)}\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

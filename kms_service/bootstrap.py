@@ -31,6 +31,7 @@ from kms_service.adapters.audit_log import FileAuditLog
 from kms_service.adapters.bucket_storage import BucketArtifactStore
 from kms_service.adapters.cedar import CedarPolicyEngine
 from kms_service.adapters.cedar_questions import CedarPolicyQuestions
+from kms_service.adapters.checkpoint_store import BucketCheckpointStore, FolderCheckpointStore
 from kms_service.adapters.clock import LogicalClock, boottime_s
 from kms_service.adapters.data_key_cache import CacheResult, DataKeyCache
 from kms_service.adapters.key_transport import HpkeKeyTransport
@@ -38,9 +39,11 @@ from kms_service.adapters.measured import CountedAuditLog, TimedDatabase, timed
 from kms_service.adapters.object_storage import LocalArtifactStore
 from kms_service.adapters.vault import VaultMasterKeys
 from kms_service.adapters.vault_session import VaultSession, VaultSettings
-from kms_service.config import Config
+from kms_service.adapters.vault_signing import VaultNoteSigner
+from kms_service.audit_checkpoints import AuditCheckpoints
+from kms_service.config import CheckpointSection, Config, StoreSection
 from kms_service.domain.errors import ConfigurationError
-from kms_service.domain.ports import ArtifactStore, AuditLog
+from kms_service.domain.ports import ArtifactStore, AuditLog, CheckpointStore
 from kms_service.observation import (
     lease_counter,
     master_key_surveyor,
@@ -69,6 +72,7 @@ from kms_service.timers import Timer
 from kms_service.usecases.ask_policy import AskPolicy
 from kms_service.usecases.authorisation import Gate
 from kms_service.usecases.browse_catalogue import BrowseCatalogue
+from kms_service.usecases.checkpoint_audit import CheckpointAudit
 from kms_service.usecases.create_model import CreateModel
 from kms_service.usecases.create_project import CreateProject
 from kms_service.usecases.create_version import CreateVersion
@@ -131,6 +135,7 @@ def build(config: Config) -> Service:
     watch_vault(metrics, adapters.master_keys, adapters.data_keys)
     watch_transport(metrics, adapters.transport)
     watch_audit(metrics, adapters.audit)
+    checkpoints = _checkpoints(config, adapters, metrics)
     audit = CountedAuditLog(adapters.audit, metrics)
     server = config.server
     limits = ServerLimits(
@@ -160,7 +165,10 @@ def build(config: Config) -> Service:
             ),
             metrics=MetricsServer((host.strip("[]"), int(port)), metrics.registry),
             readiness=readiness,
-            timers=_timers(config, adapters, audit, readiness, metrics),
+            timers=[
+                *_timers(config, adapters, audit, readiness, metrics),
+                *([checkpoints.timer] if checkpoints is not None else []),
+            ],
             audit=audit,
             clock=adapters.clock,
             reload_policies=adapters.policy_reloader.load,
@@ -168,6 +176,7 @@ def build(config: Config) -> Service:
                 partial(adapters.data_keys.flush, "stop"),
                 adapters.clock.store_mark,
                 adapters.journal.flush,
+                *([checkpoints.ship_last] if checkpoints is not None else []),
                 adapters.audit.close,
                 adapters.master_keys.close,
                 adapters.database.close,
@@ -260,18 +269,38 @@ def open_store(config: Config) -> ArtifactStore:
     if store.kind == "local":
         assert store.folder is not None  # StoreSection has checked
         return LocalArtifactStore(store.folder)
-    assert store.bucket is not None  # as above
-    settings = BucketSettings(
-        kind=store.kind,
-        bucket=store.bucket,
-        prefix=store.prefix,
-        endpoint=store.endpoint,
-        region=store.region,
-        account=store.account,
-        ca_file=store.ca_file,
-        credentials_file=store.credentials_file,
+    return BucketArtifactStore(_bucket(store), signs_links=store.links)
+
+
+def open_checkpoint_store(place: CheckpointSection) -> CheckpointStore:
+    """A bucket is not asked yet.
+
+    Raises:
+        ConfigurationError: the place cannot be used as it is described.
+    """
+    if place.kind == "local":
+        assert place.folder is not None  # CheckpointSection has checked
+        return FolderCheckpointStore(place.folder)
+    return BucketCheckpointStore(_bucket(place))
+
+
+def _bucket(place: StoreSection | CheckpointSection) -> BucketSettings:
+    assert place.kind != "local"
+    assert place.bucket is not None  # the section has checked
+    return BucketSettings(
+        kind=place.kind,
+        bucket=place.bucket,
+        prefix=place.prefix,
+        endpoint=place.endpoint,
+        region=place.region,
+        account=place.account,
+        ca_file=place.ca_file,
+        credentials_file=place.credentials_file,
     )
-    return BucketArtifactStore(settings, signs_links=store.links)
+
+
+def note_signer(master_keys: VaultMasterKeys, place: CheckpointSection) -> VaultNoteSigner:
+    return master_keys.note_signer(place.key, place.origin)
 
 
 def open_policy(config: Config, metrics: Metrics) -> tuple[CedarPolicyEngine, PolicyReloader]:
@@ -451,4 +480,23 @@ def _data_key_cache(config: Config, master_keys: VaultMasterKeys, metrics: Metri
         monotonic=boottime_s,
         random=random.random,
         count=lambda result: sources[result].inc(),
+    )
+
+
+def _checkpoints(config: Config, adapters: Adapters, metrics: Metrics) -> AuditCheckpoints | None:
+    place = config.audit.checkpoints
+    if place is None:
+        return None
+    return AuditCheckpoints(
+        CheckpointAudit(
+            chain=adapters.audit,
+            database=adapters.database,
+            signer=note_signer(adapters.master_keys, place),
+            store=open_checkpoint_store(place),
+            clock=adapters.clock,
+            origin=place.origin,
+        ),
+        adapters.audit,
+        place.every_s,
+        metrics,
     )

@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 from urllib.parse import parse_qs, urlsplit
 
 from pydantic import (
@@ -177,8 +177,8 @@ class DatabaseSection(_Section):
     """PostgreSQL ends a statement that takes longer."""
 
 
-class StoreSection(_Section):
-    """Where artifacts lie: a local folder, or a bucket."""
+class _Place(_Section):
+    """A local folder, or a bucket."""
 
     kind: Literal["local", "s3", "gcs", "azure"] = "local"
     folder: ConfigPath | None = None
@@ -198,11 +198,6 @@ class StoreSection(_Section):
     credentials_file: ConfigPath | None = None
     """S3 and Azure: a JSON object; GCS: a service account's key. Absent: from the environment, the
     instance or the workload's identity."""
-    links: bool = True
-    """Whether clients can reach the bucket and so are given presigned links; false: they read
-    through the service."""
-    orphan_grace_s: float = Field(default=14 * 86400.0, ge=3600)
-    """Objects that no version uses are deleted once they were not written for so long."""
 
     @model_validator(mode="after")
     def _of_its_kind(self) -> Self:
@@ -218,6 +213,16 @@ class StoreSection(_Section):
         elif self.folder is not None:
             raise ValueError("folder is for kind = local only; remove it")
         return self
+
+
+class StoreSection(_Place):
+    """Where artifacts lie: a local folder, or a bucket."""
+
+    links: bool = True
+    """Whether clients can reach the bucket and so are given presigned links; false: they read
+    through the service."""
+    orphan_grace_s: float = Field(default=14 * 86400.0, ge=3600)
+    """Objects that no version uses are deleted once they were not written for so long."""
 
 
 class PolicySection(_Section):
@@ -236,6 +241,17 @@ class PolicySection(_Section):
         return timedelta(seconds=self.max_lease_ttl_s)
 
 
+class CheckpointSection(_Place):
+    """Where signed checkpoints of all audit chains are shipped: a folder or bucket that can be
+    written once (retention, object lock), apart from the log itself."""
+
+    every_s: float = Field(default=60.0, ge=1, le=86400)
+    origin: str = Field(default="modelkms/audit", pattern=r"^[!-*,-~]{1,200}$")
+    """Name of this deployment in checkpoints, such as "kms.example.org/audit"."""
+    key: str = Field(default="audit-modelkms", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    """The transit key (ed25519) that signs."""
+
+
 class AuditSection(_Section):
     """The audit log (docs/spec/audit-v1.md): no durable record, no key."""
 
@@ -248,6 +264,8 @@ class AuditSection(_Section):
     """A new file is begun once one is this long."""
     gather_us: int = Field(default=0, ge=0, le=100_000)
     """How long to wait for more records to sync together, in microseconds."""
+    checkpoints: CheckpointSection | None = None
+    """Without it, the end of the log cannot be proven."""
 
 
 class LogSection(_Section):
@@ -332,14 +350,20 @@ def _is_field(path: list[str]) -> bool:
     section: type[BaseModel] = Config
     for name in path[:-1]:
         field = section.model_fields.get(name)
-        kind = field.annotation if field is not None else None
-        if not (isinstance(kind, type) and issubclass(kind, _Section)):
+        kind = _section(field.annotation) if field is not None else None
+        if kind is None:
             return False
         section = kind
     last = section.model_fields.get(path[-1])
-    return last is not None and not (
-        isinstance(last.annotation, type) and issubclass(last.annotation, _Section)
-    )
+    return last is not None and _section(last.annotation) is None
+
+
+def _section(annotation: Any) -> type[_Section] | None:
+    """The section that a field of this type is, or may be."""
+    for kind in (annotation, *get_args(annotation)):
+        if isinstance(kind, type) and issubclass(kind, _Section):
+            return kind
+    return None
 
 
 _HINTS = {

@@ -21,7 +21,7 @@ from datetime import datetime
 from pathlib import Path
 
 from kms_service.adapters.audit_chain import Link, end_of, render, segment_name, segments
-from kms_service.domain.audit import AuditRecord, Outcome
+from kms_service.domain.audit import AuditRecord, ChainHead, Outcome
 from kms_service.domain.errors import AuditUnavailable, ConfigurationError
 from kms_service.telemetry.logging import get_logger
 
@@ -124,6 +124,11 @@ class FileAuditLog:
     @property
     def chain(self) -> str:
         return self._folder.name
+
+    @property
+    def head(self) -> ChainHead | None:
+        last = self._last
+        return ChainHead(self.chain, last.sequence, last.hash) if last.sequence else None
 
     @property
     def last_sequence(self) -> int:

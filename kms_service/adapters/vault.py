@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from kms_service.adapters.vault_http import Reply
 from kms_service.adapters.vault_session import SessionStatus, VaultSession
+from kms_service.adapters.vault_signing import VaultNoteSigner
 from kms_service.domain.catalogue import WrappedDataKey
 from kms_service.domain.errors import (
     KeyRecordCorrupt,
@@ -70,6 +71,10 @@ class VaultMasterKeys:
     def status(self) -> SessionStatus:
         """Token and breaker, for metrics."""
         return self._session.status()
+
+    def note_signer(self, key: str, name: str) -> VaultNoteSigner:
+        """A signer under the same login; see `VaultNoteSigner`."""
+        return VaultNoteSigner(self._session, self._mount, key, name)
 
     def close(self) -> None:
         self._session.close()

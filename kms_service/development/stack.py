@@ -59,6 +59,10 @@ class StackPaths:
         return self.service / "audit"
 
     @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
     def config_file(self) -> Path:
         return self.service / "modelkms-server.toml"
 
@@ -226,6 +230,11 @@ class DevelopmentStack:
                     "store": {"kind": "local", "folder": paths.artifacts},
                     "policy": {"folder": policies},
                     "audit": {"folder": paths.audit},
+                    "audit.checkpoints": {
+                        "kind": "local",
+                        "folder": paths.checkpoints,
+                        "origin": "modelkms-dev/audit",
+                    },
                 }
             ),
         )

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from typing import Self
 
 
 class Outcome(StrEnum):
@@ -47,3 +48,61 @@ class AuditRecord:
     policies: tuple[str, ...] = ()
     reason: str = ""
     details: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ChainHead:
+    """Where a chain of audit records stands.
+
+    Attributes:
+        chain: name.
+        records: number of its last durable record; at least 1.
+        hash: that record's, 64 hexadecimal digits.
+    """
+
+    chain: str
+    records: int
+    hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Where all chains stood at a time (docs/spec/audit-v1.md §6). Signed, and kept elsewhere.
+
+    Attributes:
+        origin: of which deployment; no spaces, no plus.
+        heads: one a chain, by name.
+    """
+
+    origin: str
+    time: datetime
+    heads: tuple[ChainHead, ...]
+
+    def text(self) -> str:
+        """What is signed."""
+        heads = "".join(f"{head.chain} {head.records} {head.hash}\n" for head in self.heads)
+        return f"{self.origin}\n{_CHECKPOINT}\n{self.time.isoformat()}\n{heads}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """
+        Raises:
+            ValueError: not the text of a checkpoint.
+        """
+        origin, kind, time, *heads = text.removesuffix("\n").split("\n")
+        checkpoint = cls(
+            origin, datetime.fromisoformat(time), tuple(_parse_head(head) for head in heads)
+        )
+        if kind != _CHECKPOINT or checkpoint.text() != text or not heads:
+            raise ValueError("not the text of an audit checkpoint")
+        return checkpoint
+
+
+_CHECKPOINT = "modelkms-audit-v1 checkpoint"
+
+
+def _parse_head(line: str) -> ChainHead:
+    chain, records, digest = line.split(" ")
+    if not chain or len(digest) != 64 or int(records) < 1:
+        raise ValueError("not a chain's head")
+    return ChainHead(chain, int(records), digest)

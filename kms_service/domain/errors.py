@@ -221,6 +221,21 @@ class MasterKeyMisconfigured(WrongState):
     )
 
 
+class SigningKeyMisconfigured(WrongState):
+    reason = "SIGNING_KEY_MISCONFIGURED"
+    default_message = "the key that signs audit checkpoints is missing in Vault, or no Ed25519 key"
+
+
+class AuditChainForked(WrongState):
+    """Of the service's own timer; never crosses the wire."""
+
+    reason = "AUDIT_CHAIN_FORKED"
+    default_message = (
+        "the audit chain stood further before: another process writes a chain of this name, "
+        "or records were cut"
+    )
+
+
 class WrappingVersionUnusable(WrongState):
     reason = "WRAPPING_VERSION_UNUSABLE"
     default_message = "Vault no longer decrypts under the master-key version that wraps this key"

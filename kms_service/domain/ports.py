@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Generic, Protocol, TypeVar
 
-from kms_service.domain.audit import AuditRecord
+from kms_service.domain.audit import AuditRecord, ChainHead
 from kms_service.domain.catalogue import Alias, Model, Project, Version, WrappedDataKey
 from kms_service.domain.decisions import AccessRequest, Action, Decision, RecordedDecision, Resource
 from kms_service.domain.identity import Principal
@@ -239,6 +239,16 @@ class DecisionTable(Protocol):
         """Keep only so many of the newest decisions and of the latest uses."""
 
 
+class AuditHeadTable(Protocol):
+    """Where each process's audit chain stands, so that a checkpoint by one lists all."""
+
+    def put(self, head: ChainHead) -> None:
+        """Insert or replace."""
+
+    def list(self) -> Sequence[ChainHead]:
+        """By chain."""
+
+
 class Transaction(Protocol):
     """One serializable transaction. Nothing is seen by others before it commits."""
 
@@ -254,6 +264,8 @@ class Transaction(Protocol):
     def leases(self) -> LeaseTable: ...
     @property
     def decisions(self) -> DecisionTable: ...
+    @property
+    def audit_heads(self) -> AuditHeadTable: ...
 
 
 class Database(Protocol):
@@ -447,4 +459,31 @@ class AuditLog(Protocol):
 
         Raises:
             AuditUnavailable: it is not, and nothing may be issued on its strength.
+        """
+
+
+class AuditChain(Protocol):
+    @property
+    def head(self) -> ChainHead | None:
+        """Of this process's chain; None without a record."""
+
+
+class NoteSigner(Protocol):
+    def sign(self, text: str) -> bytes:
+        """A signed note of `text`, checked.
+
+        Raises:
+            SigningKeyMisconfigured: the key is missing, or no Ed25519 key.
+            VaultUnavailable, VaultSealed, VaultThrottled, VaultAccessRefused, VaultBadReply.
+        """
+
+
+class CheckpointStore(Protocol):
+    """A place that can be written once, apart from the audit log's."""
+
+    def put(self, name: str, note: bytes) -> None:
+        """Durable when it returns.
+
+        Raises:
+            StorageUnavailable: it is not, or something of that name is there already.
         """

@@ -141,6 +141,14 @@ class Metrics:
         )
         for source in ("hit", "miss", "shared", "outage"):
             self.data_keys.labels(source=source)
+        self.audit_checkpoints = Counter(
+            "modelkms_audit_checkpoints_total",
+            "Checkpoints of the audit chains, by whether they were shipped",
+            ("result",),
+            registry=self.registry,
+        )
+        for result in ("shipped", "failed"):
+            self.audit_checkpoints.labels(result=result)
         self.policy_loads = Counter(
             "modelkms_policy_loads_total",
             "Policy sets read, by whether they took effect",

@@ -18,6 +18,7 @@ from pysqlite3 import dbapi2 as sqlite
 from kms_service.adapters.database import SqlDatabase, migrate
 from kms_service.adapters.database.pages import encode_token
 from kms_service.adapters.database.schema import metadata
+from kms_service.domain.audit import ChainHead
 from kms_service.domain.catalogue import (
     NO_DATA_KEY,
     Alias,
@@ -451,6 +452,19 @@ def test_leases_filtered_and_paged(filled: SqlDatabase) -> None:
 
 
 # --- the clock's mark -----------------------------------------------------------------------------
+
+
+def test_heads_of_audit_chains(database: SqlDatabase) -> None:
+    with database.write() as tx:
+        tx.audit_heads.put(ChainHead("green", 2**40, "a" * 64))
+        tx.audit_heads.put(ChainHead("blue", 1, "b" * 64))
+    with database.write() as tx:
+        tx.audit_heads.put(ChainHead("green", 2**40 + 1, "c" * 64))
+    with database.read() as tx:
+        assert list(tx.audit_heads.list()) == [
+            ChainHead("blue", 1, "b" * 64),
+            ChainHead("green", 2**40 + 1, "c" * 64),
+        ]
 
 
 def test_f21_the_clock_mark_never_goes_back(database: SqlDatabase) -> None:

@@ -122,6 +122,19 @@ def test_service_makes_no_tokens(service: Any) -> None:
     refused(lambda: service.auth.token.create())
 
 
+def test_service_signs_checkpoints_and_nothing_else(service: Any, key: str) -> None:
+    signed = service.write_data("transit/sign/audit-modelkms", data={"input": "aGk="})["data"]
+    assert signed["signature"].startswith("vault:v")
+    assert service.read("transit/keys/audit-modelkms")["data"]["type"] == "ed25519"
+    refused(lambda: service.write_data(f"transit/sign/{key}", data={"input": "aGk="}))
+    refused(lambda: service.secrets.transit.rotate_key("audit-modelkms"))
+    refused(lambda: service.read("transit/export/signing-key/audit-modelkms"))
+    refused(lambda: service.delete("transit/keys/audit-modelkms"))
+    refused(
+        lambda: service.write_data("transit/keys/audit-modelkms/config", data={"exportable": True})
+    )
+
+
 # --- the officer -------------------------------------------------------------------------------
 
 
@@ -184,6 +197,14 @@ def test_officer_touches_no_other_keys(officer: Any, vault: VaultRig) -> None:
     refused(lambda: officer.write_data("transit/keys/payroll/config", data={"derived": True}))
 
 
+def test_officer_rotates_the_key_of_checkpoints_and_signs_none(officer: Any) -> None:
+    officer.secrets.transit.rotate_key("audit-modelkms")
+    refused(lambda: officer.write_data("transit/sign/audit-modelkms", data={"input": "aGk="}))
+    refused(
+        lambda: officer.write_data("transit/keys/audit-modelkms/config", data={"exportable": True})
+    )
+
+
 # --- the auditor -------------------------------------------------------------------------------
 
 
@@ -193,6 +214,13 @@ def test_auditor_sees_state_and_nothing_else(auditor: Any, key: str) -> None:
     refused(lambda: auditor.secrets.transit.rotate_key(key))
     body = {"context": CONTEXT}
     refused(lambda: auditor.write_data(f"transit/datakey/plaintext/{key}", data=body))
+
+
+def test_auditor_sees_who_signs_checkpoints_and_signs_none(auditor: Any) -> None:
+    keys = auditor.read("transit/keys/audit-modelkms")["data"]["keys"]
+    assert all(len(base64.b64decode(key["public_key"])) == 32 for key in keys.values())
+    refused(lambda: auditor.write_data("transit/sign/audit-modelkms", data={"input": "aGk="}))
+    refused(lambda: auditor.secrets.transit.rotate_key("audit-modelkms"))
 
 
 def test_the_first_root_token_is_revoked(vault: VaultRig) -> None:

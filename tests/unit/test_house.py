@@ -245,7 +245,7 @@ def test_the_domain_imports_only_itself_the_shared_layouts_and_the_standard_libr
 PRODUCTS: dict[str, str | tuple[str, ...]] = {
     "alembic": "adapters/database/",
     "cedarpy": "adapters/cedar",
-    "obstore": "adapters/bucket_storage",
+    "obstore": ("adapters/bucket_storage", "adapters/checkpoint_store"),
     "hvac": ("adapters/vault", "development/openbao", "development/vault_setup"),
     "pysqlite3": "adapters/database/",
     "sqlalchemy": "adapters/database/",

@@ -8,6 +8,11 @@ path "transit/keys/modelkms-*" {
   capabilities = ["read"]
 }
 
+# The public keys that verify checkpoints of the audit log.
+path "transit/keys/audit-modelkms" {
+  capabilities = ["read"]
+}
+
 path "auth/token/lookup-self" {
   capabilities = ["read"]
 }

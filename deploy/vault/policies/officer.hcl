@@ -20,6 +20,11 @@ path "transit/keys/modelkms-*" {
   }
 }
 
+# Rotates the key that signs checkpoints of the audit log; cannot sign with it.
+path "transit/keys/audit-modelkms/rotate" {
+  capabilities = ["update"]
+}
+
 path "transit/keys" {
   capabilities = ["list"]
 }

@@ -17,6 +17,15 @@ path "transit/keys/modelkms-*" {
   capabilities = ["read"]
 }
 
+# Signs checkpoints of the audit log. Not named modelkms-…: no project's key, so none of the above.
+path "transit/sign/audit-modelkms" {
+  capabilities = ["update"]
+}
+
+path "transit/keys/audit-modelkms" {
+  capabilities = ["read"]
+}
+
 path "auth/token/lookup-self" {
   capabilities = ["read"]
 }

@@ -146,3 +146,12 @@ access_uses = Table(
     Index(None, "action", "project", "model"),
     Index(None, "last_time_us"),
 )
+
+# Where each process's audit chain stands.
+audit_heads = Table(
+    "audit_heads",
+    metadata,
+    Column("chain", _ID, primary_key=True),
+    Column("records", BigInteger, nullable=False),
+    Column("hash", String(64), nullable=False),
+)

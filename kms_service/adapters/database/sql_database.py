@@ -12,6 +12,7 @@ from sqlalchemy import Connection, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from kms_service.adapters.database import schema
+from kms_service.adapters.database.audit_head_table import SqlAuditHeadTable
 from kms_service.adapters.database.catalogue_tables import (
     SqlAliasTable,
     SqlModelTable,
@@ -57,6 +58,10 @@ class SqlTransaction:
     @cached_property
     def decisions(self) -> SqlDecisionTable:
         return SqlDecisionTable(self._connection)
+
+    @cached_property
+    def audit_heads(self) -> SqlAuditHeadTable:
+        return SqlAuditHeadTable(self._connection)
 
 
 class SqlDatabase:

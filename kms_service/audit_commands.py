@@ -1,0 +1,221 @@
+"""`modelkms-server audit`: verify, query, public-key. All but the last work offline."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kms_service.config import load
+from kms_service.console import CORRUPT, fail, say, tell
+from kms_service.domain.audit import Checkpoint
+from kms_service.domain.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from kms_service.adapters.audit_query import Record
+    from kms_service.adapters.audit_reading import Verification
+
+audit_app = typer.Typer(help="The audit log.", no_args_is_help=True)
+
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The audit log's folder.")]
+PublicKey = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Who signs checkpoints: see `audit public-key`."),
+]
+CheckpointFiles = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--checkpoint", metavar="FILE", help="A checkpoint kept elsewhere, or a folder of them."
+    ),
+]
+ConfigFile = Annotated[
+    Path, typer.Option("--config", metavar="FILE", help="The TOML configuration file.")
+]
+_COLUMNS = ("TIME", "CHAIN", "RECORD", "EVENT", "OUTCOME", "PRINCIPAL", "ON", "UNTIL", "POLICIES")
+
+
+@audit_app.command("verify")
+def verify_command(
+    folder: Folder, public_key: PublicKey = None, checkpoint: CheckpointFiles = None
+) -> None:
+    """Check every chain of an audit log: every record, in order, unchanged.
+
+    That nothing was cut from the end, or written anew, is proven by checkpoints kept elsewhere.
+    """
+    from kms_service.adapters.audit_reading import verify
+
+    checkpoints = _checkpoints(public_key, checkpoint or [])
+    with _reading(folder):
+        found = verify(folder, checkpoints)
+    _end_with(found, say)
+
+
+@audit_app.command("query")
+def query_command(
+    folder: Folder,
+    principal: Annotated[str | None, typer.Option(help="SPIFFE ID.")] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="[PROJECT/]MODEL[@VERSION]", help="Or a resource name.")
+    ] = None,
+    lease: Annotated[str | None, typer.Option(help="Of one lease.")] = None,
+    event: Annotated[str | None, typer.Option(help="Such as LeaseDataKey.")] = None,
+    outcome: Annotated[str | None, typer.Option(help="ok, denied or failed.")] = None,
+    since: Annotated[
+        str | None, typer.Option("--from", metavar="TIME", help="ISO 8601; a day alone: its start.")
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option("--to", metavar="TIME", help="ISO 8601; a day alone: its end.")
+    ] = None,
+    held: Annotated[
+        bool, typer.Option("--held", help="Who could hold a key between --from and --to.")
+    ] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="No more than so many records.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Records as they stand.")] = False,
+    public_key: PublicKey = None,
+    checkpoint: CheckpointFiles = None,
+) -> None:
+    """Find records. Each is checked as it is read; how far the log holds is told at the end."""
+    from kms_service.adapters.audit_query import RecordFilter, matching
+    from kms_service.adapters.audit_reading import Reading
+
+    wanted = RecordFilter(
+        principal=principal,
+        model=_resource(model) if model is not None else None,
+        lease=lease,
+        event=event,
+        outcome=outcome,
+        since=_time(since, "--from") if since is not None else None,
+        until=_time(until, "--to", end=True) if until is not None else None,
+        held=held,
+    )
+    checkpoints = _checkpoints(public_key, checkpoint or [])
+    with _reading(folder):
+        reading = Reading(folder, checkpoints)
+        found = matching(reading, wanted)
+        shown = islice(found, limit)
+        if as_json:
+            for record in shown:
+                say(json.dumps(record, sort_keys=True, separators=(",", ":")))
+        else:
+            _table(shown)
+        for _ in found:  # to the end, so that all of it is checked
+            pass
+    _end_with(reading.verification, lambda line: tell("log", line))
+
+
+@audit_app.command("public-key")
+def public_key_command(config: ConfigFile) -> None:
+    """Print the keys that verify checkpoints, from Vault. Keep them apart from the log."""
+    from kms_service.bootstrap import note_signer, open_vault
+
+    settings = load(config)
+    place = settings.audit.checkpoints
+    if place is None:
+        raise ConfigurationError("audit.checkpoints: is not set, so nothing is signed; add it")
+    with closing(open_vault(settings)) as vault:
+        for _, key in sorted(note_signer(vault, place).verifiers().items()):
+            say(str(key))
+
+
+def _checkpoints(public_key: Path | None, files: Sequence[Path]) -> list[Checkpoint]:
+    """What the files say, once their signatures are verified."""
+    from kms_service.adapters.signed_note import NoteInvalid, VerifierKey, open_note
+
+    if not files:
+        return []
+    if public_key is None:
+        raise ConfigurationError("--checkpoint: proves nothing without --public-key; give both")
+    try:
+        keys = [VerifierKey.parse(line) for line in public_key.read_text().split()]
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"--public-key: {public_key} holds no verifier keys") from error
+    checkpoints = []
+    for note in _notes(files):
+        try:
+            checkpoints.append(Checkpoint.parse(open_note(note.read_bytes(), keys)))
+        except OSError as error:
+            raise ConfigurationError(f"--checkpoint: {note}: {error.strerror}") from error
+        except NoteInvalid as error:
+            fail(f"checkpoint {note} {error}", "it proves nothing, and may be forged", CORRUPT)
+        except ValueError:
+            fail(f"checkpoint {note} is none of an audit log", None, CORRUPT)
+    if not checkpoints:
+        raise ConfigurationError(f"--checkpoint: {files[0]} holds no *.note files")
+    return checkpoints
+
+
+def _notes(files: Sequence[Path]) -> Iterator[Path]:
+    for file in files:
+        if file.is_dir():
+            yield from sorted(file.glob("*.note"))
+        else:
+            yield file
+
+
+def _end_with(found: Verification, say_whole: Callable[[str], None]) -> None:
+    for chain in found.chains:
+        if chain.fault:
+            tell("error", chain.summary)
+        else:
+            say_whole(chain.summary)
+    if found.faulty:
+        tell("hint", "keep the folder as it is: it is evidence")
+        sys.exit(CORRUPT)
+
+
+@contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConfigurationError(f"{folder}: cannot be read: {error.strerror}") from error
+
+
+def _table(records: Iterable[Record]) -> None:
+    rows = [_COLUMNS, *(_row(record) for record in records)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
+    for row in rows:
+        say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _row(record: Record) -> tuple[str, ...]:
+    details: dict[str, Any] = record["details"]
+    return (
+        record["time"][:19].replace("T", " ") + "Z",
+        str(record.get("chain", "")),
+        str(record["sequence"]),
+        record["event"],
+        record["reason"] or record["outcome"],
+        record["principal"],
+        details.get("version") or record["resource"],
+        details.get("expire_time", "")[:19].replace("T", " "),
+        ",".join(record["policies"]),
+    )
+
+
+def _resource(reference: str) -> str:
+    """`camera/face-detector@3` as records name it."""
+    if reference.startswith("projects/"):
+        return reference
+    project, slash, rest = reference.partition("/")
+    model, _, version = rest.partition("@")
+    if not slash or not model or (version and not version.isdigit()):
+        raise ConfigurationError("--model: must be PROJECT/MODEL or PROJECT/MODEL@NUMBER")
+    return f"projects/{project}/models/{model}" + (f"/versions/{version}" if version else "")
+
+
+def _time(text: str, option: str, *, end: bool = False) -> datetime:
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise ConfigurationError(f"{option}: must be a day or a time, as 2026-11-24") from error
+    if end and len(text) == len("2026-11-24"):
+        time += timedelta(days=1) - timedelta(microseconds=1)
+    return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
