@@ -19,6 +19,7 @@ from grpc_health.v1.health import HealthServicer
 from grpc_reflection.v1alpha import reflection_pb2
 from modelkms_api.object_store import BucketSettings
 from modelkms_api.v1 import (
+    access_service_pb2,
     artifact_service_pb2,
     key_service_pb2,
     master_key_service_pb2,
@@ -52,6 +53,7 @@ from kms_service.observation import (
     watch_vault,
 )
 from kms_service.policy_reload import PolicyReloader
+from kms_service.rpc.access_service import AccessServicer
 from kms_service.rpc.artifact_service import ArtifactServicer
 from kms_service.rpc.authentication import Authenticator
 from kms_service.rpc.error_table import reasons
@@ -87,6 +89,7 @@ from kms_service.usecases.renew_lease import RenewLease
 from kms_service.usecases.resolve_model import ResolveModel
 from kms_service.usecases.revoke_leases import RevokeLeases
 from kms_service.usecases.set_alias import SetAlias
+from kms_service.usecases.standing import Standing
 from kms_service.usecases.sweep_orphans import SweepOrphans
 from kms_service.usecases.upload_artifact import UploadArtifact
 from kms_service.usecases.version_state import ChangeVersionState
@@ -106,13 +109,14 @@ _SHARE_OF_THREADS = 0.75
 _MODELS = model_service_pb2.DESCRIPTOR.services_by_name["ModelService"]
 _KEYS = key_service_pb2.DESCRIPTOR.services_by_name["KeyService"]
 _MASTER_KEYS = master_key_service_pb2.DESCRIPTOR.services_by_name["MasterKeyService"]
+_ACCESS = access_service_pb2.DESCRIPTOR.services_by_name["AccessService"]
 _ARTIFACTS = artifact_service_pb2.DESCRIPTOR.services_by_name["ArtifactService"]
 _POLICIES = policy_service_pb2.DESCRIPTOR.services_by_name["PolicyService"]
 _STANDARD: tuple[Any, ...] = (  # their stubs name another descriptor class
     health_pb2.DESCRIPTOR.services_by_name["Health"],
     reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"],
 )
-_SERVICES = (_MODELS, _KEYS, _MASTER_KEYS, _ARTIFACTS, _POLICIES)
+_SERVICES = (_MODELS, _KEYS, _MASTER_KEYS, _ARTIFACTS, _POLICIES, _ACCESS)
 
 
 def build(config: Config) -> Service:
@@ -402,6 +406,9 @@ def _servicers(
         _MASTER_KEYS: MasterKeyServicer(
             get_master_key=GetMasterKey(gate=gate, database=database, master_keys=keys)
         ),
+        _ACCESS: AccessServicer(
+            standing=Standing(gate=gate, database=database, clock=clock), metrics=metrics
+        ),
         _POLICIES: PolicyServicer(
             AskPolicy(
                 gate=gate,
@@ -432,6 +439,7 @@ def _readiness(health: HealthServicer, adapters: Adapters, metrics: Metrics) -> 
             _MODELS.full_name: ("database",),
             _ARTIFACTS.full_name: ("database",),
             _POLICIES.full_name: ("database",),
+            _ACCESS.full_name: ("database",),
             HEALTH: (),
         },
         metrics,

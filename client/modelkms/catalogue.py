@@ -22,7 +22,7 @@ from modelkms.types import (
     VersionInfo,
 )
 
-_PAGE_SIZE = 500
+PAGE_SIZE = 500
 _MOST_PAGES = 10_000
 
 Item = TypeVar("Item")
@@ -68,44 +68,44 @@ def create_project(session: Session, project: str) -> ProjectInfo:
 
 def list_projects(session: Session) -> list[ProjectInfo]:
     def page(token: str) -> tuple[Iterable[ProjectInfo], str]:
-        request = model_service_pb2.ListProjectsRequest(page_size=_PAGE_SIZE, page_token=token)
+        request = model_service_pb2.ListProjectsRequest(page_size=PAGE_SIZE, page_token=token)
         answer = session.call(session.models.ListProjects, request)
         return map(convert.project, answer.projects), answer.next_page_token
 
-    return _all_pages(page)
+    return all_pages(page)
 
 
 def list_models(session: Session, parent: str) -> list[ModelInfo]:
     def page(token: str) -> tuple[Iterable[ModelInfo], str]:
         request = model_service_pb2.ListModelsRequest(
-            parent=parent, page_size=_PAGE_SIZE, page_token=token
+            parent=parent, page_size=PAGE_SIZE, page_token=token
         )
         answer = session.call(session.models.ListModels, request)
         return map(convert.model, answer.models), answer.next_page_token
 
-    return _all_pages(page)
+    return all_pages(page)
 
 
 def list_versions(session: Session, parent: str) -> list[VersionInfo]:
     def page(token: str) -> tuple[Iterable[VersionInfo], str]:
         request = model_service_pb2.ListVersionsRequest(
-            parent=parent, page_size=_PAGE_SIZE, page_token=token
+            parent=parent, page_size=PAGE_SIZE, page_token=token
         )
         answer = session.call(session.models.ListVersions, request)
         return map(convert.version, answer.versions), answer.next_page_token
 
-    return _all_pages(page)
+    return all_pages(page)
 
 
 def list_aliases(session: Session, parent: str) -> list[AliasInfo]:
     def page(token: str) -> tuple[Iterable[AliasInfo], str]:
         request = model_service_pb2.ListAliasesRequest(
-            parent=parent, page_size=_PAGE_SIZE, page_token=token
+            parent=parent, page_size=PAGE_SIZE, page_token=token
         )
         answer = session.call(session.models.ListAliases, request)
         return map(convert.alias, answer.aliases), answer.next_page_token
 
-    return _all_pages(page)
+    return all_pages(page)
 
 
 def set_alias(session: Session, target: Reference, alias: str) -> AliasInfo:
@@ -132,7 +132,7 @@ def list_leases(
     def page(token: str) -> tuple[Iterable[LeaseInfo], str]:
         request = key_service_pb2.ListLeasesRequest(
             parent=parent,
-            page_size=_PAGE_SIZE,
+            page_size=PAGE_SIZE,
             page_token=token,
             principal=principal,
             model=model,
@@ -141,7 +141,7 @@ def list_leases(
         answer = session.call(session.leases.ListLeases, request)
         return map(convert.lease, answer.leases), answer.next_page_token
 
-    return _all_pages(page)
+    return all_pages(page)
 
 
 def renew_lease(session: Session, name: str, ttl: timedelta | None) -> LeaseInfo:
@@ -172,7 +172,7 @@ def get_master_key(session: Session, parent: str) -> MasterKeyInfo:
     return convert.master_key(session.call(session.master_keys.GetMasterKey, request))
 
 
-def _all_pages(page: Callable[[str], tuple[Iterable[Item], str]]) -> list[Item]:
+def all_pages(page: Callable[[str], tuple[Iterable[Item], str]]) -> list[Item]:
     """Every item of a listing (AIP-158); an endless one is the service's fault."""
     items: list[Item] = []
     token = ""

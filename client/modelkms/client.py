@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from modelkms import catalogue, policy, publish
+from modelkms import catalogue, policy, publish, standing
 from modelkms.cache import ArtifactCache
 from modelkms.download import Downloader
 from modelkms.errors import IdentityError, ModelKmsError, ReferenceInvalid
@@ -23,6 +23,8 @@ from modelkms.session import Session
 from modelkms.stored import StoredArtifact, stored_artifact
 from modelkms.types import (
     AliasInfo,
+    BlockInfo,
+    FreezeInfo,
     Identity,
     LeaseInfo,
     MasterKeyInfo,
@@ -239,6 +241,36 @@ class Client:
             model=model_name,
             instance=instance or "",
         )
+
+    def block(self, principal: str, reason: str, until: datetime | None = None) -> int:
+        """Block a principal: it sees what a stranger sees, and its leases end. How many ended.
+
+        Args:
+            principal: SPIFFE ID, or `oidc:{issuer}:{subject}`; not yourself.
+            reason: for the officers.
+            until: aware; when the block ends by itself. None: when it is taken off.
+        """
+        return standing.block(self._session, principal, reason, until)
+
+    def unblock(self, principal: str) -> bool:
+        """Take a block off; whether there was one. Leases that it ended stay ended."""
+        return standing.unblock(self._session, principal)
+
+    def list_blocks(self) -> list[BlockInfo]:
+        """The blocks in force, by principal."""
+        return standing.list_blocks(self._session)
+
+    def freeze(self, reason: str, project: str | None = None) -> int:
+        """Freeze a project: no data key of it is issued, and its leases end. How many ended."""
+        return standing.freeze(self._session, self._project_name(project), reason)
+
+    def unfreeze(self, project: str | None = None) -> bool:
+        """Take a freeze off; whether there was one. Leases that it ended stay ended."""
+        return standing.unfreeze(self._session, self._project_name(project))
+
+    def list_freezes(self) -> list[FreezeInfo]:
+        """The frozen projects, by name."""
+        return standing.list_freezes(self._session)
 
     def get_master_key(self, project: str | None = None) -> MasterKeyInfo:
         """State of a project's master key, and how many data keys are wrapped under it."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
-from modelkms_api.v1 import resources_pb2
+from modelkms_api.v1 import access_service_pb2, resources_pb2
 
 from modelkms.errors import AnswerInvalid, ModelKmsError
 from modelkms.reference import Reference
 from modelkms.types import (
     AliasInfo,
+    BlockInfo,
+    FreezeInfo,
     LeaseInfo,
     MasterKeyInfo,
     ModelInfo,
@@ -70,6 +72,22 @@ def lease(message: resources_pb2.Lease) -> LeaseInfo:
         renewals=message.renewals,
         state=_state(resources_pb2.LeaseState, message.state, "LEASE_STATE_"),
         revoke_time=optional_time(message, "revoke_time"),
+    )
+
+
+def block(message: access_service_pb2.Block) -> BlockInfo:
+    return BlockInfo(
+        message.principal,
+        message.reason,
+        message.blocked_by,
+        optional_time(message, "create_time"),
+        optional_time(message, "until_time"),
+    )
+
+
+def freeze(message: access_service_pb2.Freeze) -> FreezeInfo:
+    return FreezeInfo(
+        message.project, message.reason, message.frozen_by, optional_time(message, "create_time")
     )
 
 

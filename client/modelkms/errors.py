@@ -451,6 +451,21 @@ class LeaseRevoked(WrongStateError):
     default_hint = "the lease was ended by the security team or by disabling the version"
 
 
+class LeaseLimit(WrongStateError):
+    default_reason = "LEASE_LIMIT"
+    default_hint = "close what you do not need: policy bounds how many leases are live at once"
+
+
+class LeaseUsedUp(WrongStateError):
+    default_reason = "LEASE_USED_UP"
+    default_hint = "policy allows this version to be opened once"
+
+
+class ProjectFrozen(WrongStateError):
+    default_reason = "PROJECT_FROZEN"
+    default_hint = "the security team froze the project: no data key of it is issued"
+
+
 class LeaseMaxTtl(WrongStateError):
     default_reason = "LEASE_MAX_TTL"
     default_hint = "open the model again for a new lease"

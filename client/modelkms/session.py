@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import grpc
 from google.protobuf.message import Message
+from modelkms_api.v1.access_service_pb2_grpc import AccessServiceStub
 from modelkms_api.v1.artifact_service_pb2_grpc import ArtifactServiceStub
 from modelkms_api.v1.key_service_pb2_grpc import KeyServiceStub
 from modelkms_api.v1.master_key_service_pb2_grpc import MasterKeyServiceStub
@@ -61,6 +62,7 @@ class Session:
         self._channel = open_channel(profile, self.identity)
         self.models = ModelServiceStub(self._channel)
         self.leases = KeyServiceStub(self._channel)
+        self.access = AccessServiceStub(self._channel)
         self.master_keys = MasterKeyServiceStub(self._channel)
         self.artifacts = ArtifactServiceStub(self._channel)
         self.policies = PolicyServiceStub(self._channel)

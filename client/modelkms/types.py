@@ -154,6 +154,31 @@ class LeaseInfo(Info):
 
 
 @dataclass(frozen=True, slots=True)
+class BlockInfo(Info):
+    """A blocked principal. `until_time`: when it ends by itself; None: when it is taken off."""
+
+    principal: str
+    reason: str
+    blocked_by: str
+    create_time: datetime | None
+    until_time: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class FreezeInfo(Info):
+    """A frozen project."""
+
+    project: str
+    reason: str
+    frozen_by: str
+    create_time: datetime | None
+
+    @property
+    def id(self) -> str:
+        return self.project.rsplit("/", 1)[-1]
+
+
+@dataclass(frozen=True, slots=True)
 class MasterKeyInfo(Info):
     """A project's master key. `keys_under_version`: data keys by master-key version."""
 

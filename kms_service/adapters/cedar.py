@@ -57,11 +57,18 @@ class LeaseLimits:
     max_ttl: timedelta
 
     def bounds(self, of: PolicySet, policies: Iterable[str]) -> LeaseBounds:
-        """The most generous of the deciding policies: each grants by itself what it says."""
+        """Of the deciding policies the longest durations, for each grants by itself what it says;
+        and the strictest bounds, for those are there to restrict."""
         terms = [of.terms[policy] for policy in policies if policy in of.terms]
         ttl = _most(term.ttl for term in terms) or self.default_ttl
         longest = min(_most(term.max_ttl for term in terms) or self.max_ttl, self.max_ttl)
-        return LeaseBounds(min(ttl, longest), longest)
+        return LeaseBounds(
+            min(ttl, longest),
+            longest,
+            max_renewals=_least(term.max_renewals for term in terms),
+            max_live=_least(term.max_live for term in terms),
+            one_time=any(term.one_time for term in terms),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,3 +239,7 @@ def evaluate(policies: PolicySet, request: AccessRequest) -> Evaluation:
 
 def _most(durations: Iterable[timedelta | None]) -> timedelta | None:
     return max((each for each in durations if each is not None), default=None)
+
+
+def _least(numbers: Iterable[int | None]) -> int | None:
+    return min((each for each in numbers if each is not None), default=None)

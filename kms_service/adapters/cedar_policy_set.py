@@ -28,6 +28,7 @@ CANARIES = "canaries.json"
 GROUPS = "groups.json"
 
 _DURATION = re.compile(r"([1-9][0-9]{0,5})([smhd])", re.ASCII)
+_COUNT = re.compile(r"0|[1-9][0-9]{0,5}", re.ASCII)
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
@@ -66,8 +67,11 @@ class PolicyFiles:
 class LeaseTerms:
     """What a policy's annotations say of leases; None: nothing."""
 
-    ttl: timedelta | None
-    max_ttl: timedelta | None
+    ttl: timedelta | None = None
+    max_ttl: timedelta | None = None
+    max_renewals: int | None = None
+    max_live: int | None = None
+    one_time: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,13 +195,31 @@ def _terms(policy_id: str, annotations: Mapping[str, str]) -> LeaseTerms:
     return LeaseTerms(
         _duration(policy_id, "lease_ttl", annotations),
         _duration(policy_id, "max_lease_ttl", annotations),
+        _count(policy_id, "max_lease_renewals", annotations),
+        _count(policy_id, "max_live_leases", annotations),
+        _flag(policy_id, "one_time_lease", annotations),
     )
+
+
+def _count(policy_id: str, name: str, annotations: Mapping[str, str]) -> int | None:
+    if name not in annotations:
+        return None
+    if _COUNT.fullmatch(annotations[name] or "") is None:
+        raise PolicySetRefused(f'{policy_id}: @{name} must be a number, "0" to "999999"')
+    return int(annotations[name])
+
+
+def _flag(policy_id: str, name: str, annotations: Mapping[str, str]) -> bool:
+    # `@one_time_lease` alone is an annotation without a value.
+    if (annotations.get(name) or "true") != "true":
+        raise PolicySetRefused(f'{policy_id}: @{name} must be "true", or not be there')
+    return name in annotations
 
 
 def _duration(policy_id: str, name: str, annotations: Mapping[str, str]) -> timedelta | None:
     if name not in annotations:
         return None
-    match = _DURATION.fullmatch(annotations[name])
+    match = _DURATION.fullmatch(annotations[name] or "")
     if match is None:
         raise PolicySetRefused(f'{policy_id}: @{name} must be like "30s", "15m", "1h" or "7d"')
     return timedelta(**{_UNITS[match[2]]: int(match[1])})

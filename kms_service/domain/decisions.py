@@ -34,6 +34,12 @@ class Action(StrEnum):
     EXPLAIN_ACCESS = "ExplainAccess"
     WHO_CAN = "WhoCan"
     DRY_RUN_POLICY_SET = "DryRunPolicySet"
+    BLOCK_PRINCIPAL = "BlockPrincipal"
+    UNBLOCK_PRINCIPAL = "UnblockPrincipal"
+    LIST_BLOCKS = "ListBlocks"
+    FREEZE_PROJECT = "FreezeProject"
+    UNFREEZE_PROJECT = "UnfreezeProject"
+    LIST_FREEZES = "ListFreezes"
 
 
 @dataclass(frozen=True, slots=True)

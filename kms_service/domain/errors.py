@@ -213,6 +213,21 @@ class LeaseMaxTtl(WrongState):
     default_message = "the lease has reached its absolute end; lease anew"
 
 
+class LeaseLimit(WrongState):
+    reason = "LEASE_LIMIT"
+    default_message = "policy allows no further lease of this model while others of yours are live"
+
+
+class LeaseUsedUp(WrongState):
+    reason = "LEASE_USED_UP"
+    default_message = "policy allows one lease of this version, and it was issued before"
+
+
+class ProjectFrozen(WrongState):
+    reason = "PROJECT_FROZEN"
+    default_message = "the project is frozen: no data key of it is issued"
+
+
 class MasterKeyMisconfigured(WrongState):
     reason = "MASTER_KEY_MISCONFIGURED"
     default_message = (

@@ -12,10 +12,21 @@ from kms_service.domain.names import LeaseName, VersionName
 
 @dataclass(frozen=True, slots=True)
 class LeaseBounds:
-    """What policy allows: `ttl` at once (and when nothing is asked), `max_ttl` with renewals."""
+    """What policy allows.
+
+    Attributes:
+        ttl: at once, and when nothing is asked.
+        max_ttl: with renewals.
+        max_renewals: of one lease; None: as many as `max_ttl` has room for.
+        max_live: leases of one model that the principal may hold at once; None: any number.
+        one_time: the principal gets one lease of a version, ever.
+    """
 
     ttl: timedelta
     max_ttl: timedelta
+    max_renewals: int | None = None
+    max_live: int | None = None
+    one_time: bool = False
 
     def first(self, asked: timedelta | None) -> timedelta:
         """How long a new lease lasts: what is asked, at most `ttl` and `max_ttl`."""
@@ -51,7 +62,7 @@ class Lease:
 
         Raises:
             LeaseRevoked, LeaseExpired: it has ended.
-            LeaseMaxTtl: it already lasts to its absolute end.
+            LeaseMaxTtl: it already lasts to its absolute end, or was renewed as often as it may.
         """
         match self.state(now):
             case LeaseState.REVOKED:
@@ -60,5 +71,7 @@ class Lease:
                 raise LeaseExpired
         if self.expire_time >= self.absolute_end_time:
             raise LeaseMaxTtl
+        if bounds.max_renewals is not None and self.renewals >= bounds.max_renewals:
+            raise LeaseMaxTtl("policy allows no further renewal of this lease; lease anew")
         wanted = min(now + bounds.first(asked), self.absolute_end_time)
         return replace(self, expire_time=max(wanted, self.expire_time), renewals=self.renewals + 1)

@@ -139,6 +139,8 @@ class ServiceName:
         return "service"
 
 
+SERVICE = ServiceName()
+
 STABLE = "stable"
 """The alias that an unversioned reference means."""
 

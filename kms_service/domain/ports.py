@@ -20,6 +20,7 @@ from kms_service.domain.leases import Lease
 from kms_service.domain.names import AliasName, LeaseName, ModelName, ProjectName, VersionName
 from kms_service.domain.policy import Explanation, PolicySetFiles, PolicySetView, Rehearsal
 from kms_service.domain.secret import SecretBytes
+from kms_service.domain.standing import Block, Freeze
 
 T = TypeVar("T")
 
@@ -192,12 +193,20 @@ class AliasTable(Protocol):
 class LeaseFilter:
     """Which leases; None means any. `live_at` leaves out those ended by then."""
 
-    project: str
+    project: str | None = None
     principal: str | None = None
     instance: str | None = None
     model: str | None = None
     number: int | None = None
     live_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Revoked:
+    """A lease that was ended, and the number of what ended it."""
+
+    revocation: int
+    lease: LeaseName
 
 
 class LeaseTable(Protocol):
@@ -211,8 +220,17 @@ class LeaseTable(Protocol):
         """
 
     def revoke(self, which: LeaseFilter | LeaseName, now: datetime) -> int:
-        """End the matching live leases; how many ended by this call."""
+        """End the matching live leases; how many ended by this call. All get the next revocation
+        number."""
 
+    def last_revocation(self) -> int:
+        """The highest revocation number given; 0 at first. Numbers commit in their order."""
+
+    def revoked_after(self, revocation: int, limit: int) -> Sequence[Revoked]:
+        """At most `limit` leases with a higher revocation number, lowest first; with the last
+        number of them, all that have it, `limit` or not."""
+
+    def count(self, which: LeaseFilter) -> int: ...
     def list(self, which: LeaseFilter, page_size: int, page_token: str) -> Page[Lease]:
         """Newest first."""
 
@@ -249,6 +267,32 @@ class AuditHeadTable(Protocol):
         """By chain."""
 
 
+class BlockTable(Protocol):
+    def get(self, principal: str) -> Block | None:
+        """Also one that has ended."""
+
+    def put(self, block: Block) -> None:
+        """Insert or replace."""
+
+    def delete(self, principal: str) -> bool:
+        """Whether it was there."""
+
+    def list(self, now: datetime, page_size: int, page_token: str) -> Page[Block]:
+        """Those that hold, by principal."""
+
+
+class FreezeTable(Protocol):
+    def get(self, name: ProjectName) -> Freeze | None: ...
+    def put(self, freeze: Freeze) -> None:
+        """Insert or replace."""
+
+    def delete(self, name: ProjectName) -> bool:
+        """Whether it was there."""
+
+    def list(self, page_size: int, page_token: str) -> Page[Freeze]:
+        """By project."""
+
+
 class Transaction(Protocol):
     """One serializable transaction. Nothing is seen by others before it commits."""
 
@@ -266,6 +310,10 @@ class Transaction(Protocol):
     def decisions(self) -> DecisionTable: ...
     @property
     def audit_heads(self) -> AuditHeadTable: ...
+    @property
+    def blocks(self) -> BlockTable: ...
+    @property
+    def freezes(self) -> FreezeTable: ...
 
 
 class Database(Protocol):

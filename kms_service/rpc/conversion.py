@@ -80,6 +80,19 @@ def ttl(message: Duration, given: bool, field: str = "ttl") -> timedelta | None:
     return timedelta(milliseconds=milliseconds)
 
 
+def time(message: Timestamp, given: bool, field: str) -> datetime | None:
+    """
+    Raises:
+        InvalidField: not between the years 1 and 9999.
+    """
+    if not given:
+        return None
+    try:
+        return message.ToDatetime(UTC)
+    except (ValueError, OverflowError) as error:
+        raise InvalidField(field, "must be a time between the years 1 and 9999") from error
+
+
 def client_key(message: key_transport_pb2.ClientKey, given: bool) -> ClientKey:
     """Whether it is a key of its suite is for `KeyTransport.check`, which use cases ask.
 

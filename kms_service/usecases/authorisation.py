@@ -46,7 +46,7 @@ from kms_service.domain.names import (
     ServiceName,
     VersionName,
 )
-from kms_service.domain.ports import AuditLog, Clock, Database, PolicyEngine
+from kms_service.domain.ports import AuditLog, Clock, Database, PolicyEngine, Transaction
 from kms_service.usecases.catalogue_lookup import Found, Name, labels_of, look_up
 
 T = TypeVar("T")
@@ -93,10 +93,11 @@ class Gate:
             attributes: claims of the client.
             refusal: the error of a denial.
             own: the caller owns it, so that a denial does not bar: the decision is recorded only.
+                A block bars all the same.
             suite: of key transport, where a data key is asked for.
 
         Raises:
-            ModelNotFoundOrDenied or as `refusal` says: not permitted.
+            ModelNotFoundOrDenied or as `refusal` says: not permitted, or blocked.
             PolicyUnavailable, AuditUnavailable: nothing can be decided or recorded.
         """
         permit = Permit(
@@ -114,6 +115,7 @@ class Gate:
             with self._database.read() as tx:
                 known = labels_of(tx, about) if labels is None else labels
                 permit.demand(action, about, labels=known, attributes=attributes, own=own)
+                permit.require_unblocked(tx)
                 permit.found = look_up(tx, about)
             yield permit
         except ServiceError as error:
@@ -216,6 +218,17 @@ class Permit:
             raise self._refusal(self._decision.id)
         return self._decision
 
+    def require_unblocked(self, tx: Transaction) -> None:
+        """Ask whether the caller is blocked, whatever policy says. Again in the transaction on
+        whose strength a key is issued: a block must hold from its commit on (F67).
+
+        Raises:
+            as the gate refuses: a blocked principal sees what a stranger sees.
+        """
+        if is_blocked(tx, self._caller, self._clock):
+            self._cause = "blocked"
+            raise self._refusal(self.decision.id)
+
     def require(self, found: T | None, *, mine: bool = True) -> T:
         """`found`, if it is there and (where only its owner may act) the caller's.
 
@@ -299,6 +312,11 @@ def source_of(peer: str) -> str:
     # A policy that speaks of 10.0.0.0/8 means such a caller on a dual-stack socket, too.
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return str(mapped or address)
+
+
+def is_blocked(tx: Transaction, caller: Caller, clock: Clock) -> bool:
+    block = tx.blocks.get(caller.principal.id)
+    return block is not None and block.holds(clock.now())
 
 
 def _resource(name: Name, labels: Mapping[str, str]) -> Resource:

@@ -11,7 +11,7 @@ from kms_service.domain.identity import Caller
 from kms_service.domain.names import ModelName, ProjectName, VersionName
 from kms_service.domain.ports import Clock, Database, Page, PolicyEngine
 from kms_service.usecases.answers import VersionView
-from kms_service.usecases.authorisation import Gate
+from kms_service.usecases.authorisation import Gate, is_blocked
 from kms_service.usecases.paging import check_page_size, visible_page
 
 
@@ -66,9 +66,12 @@ class BrowseCatalogue:
         """
         size = check_page_size(page_size)
         with self._database.read() as tx:
+            blocked = is_blocked(tx, caller, self._clock)
             page = visible_page(
                 tx.projects.list,
-                lambda project: self._may(caller, Action.GET_PROJECT, project.name, {}),
+                lambda project: (
+                    self._may(caller, Action.GET_PROJECT, project.name, {}) and not blocked
+                ),
                 size,
                 page_token,
             )
@@ -87,9 +90,12 @@ class BrowseCatalogue:
         """
         size = check_page_size(page_size)
         with self._database.read() as tx:
+            blocked = is_blocked(tx, caller, self._clock)
             page = visible_page(
                 lambda wanted, token: tx.models.list(parent, wanted, token),
-                lambda model: self._may(caller, Action.GET_MODEL, model.name, model.labels),
+                lambda model: (
+                    self._may(caller, Action.GET_MODEL, model.name, model.labels) and not blocked
+                ),
                 size,
                 page_token,
             )

@@ -28,6 +28,7 @@ from kms_service.domain.secret import SecretBytes
 from kms_service.usecases.answers import CreatedVersion, VersionView
 from kms_service.usecases.authorisation import Gate, Permit
 from kms_service.usecases.catalogue_lookup import labels_of
+from kms_service.usecases.standing import require_not_frozen
 
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -67,6 +68,7 @@ class CreateVersion:
             RecipientKeyInvalid: `client_key`; Vault was not called.
             VersionNotPending, VersionDestroyed: the request id made a version that is no longer
                 PENDING.
+            ProjectFrozen: no data key is issued.
             MasterKeyMisconfigured, KeyRecordCorrupt, WrappingVersionUnusable, and outages.
             DeadlineExceeded.
         """
@@ -125,6 +127,8 @@ class CreateVersion:
             if model is None:
                 permit.demand(Action.CREATE_MODEL, parent)
             permit.demand(Action.CREATE_VERSION, parent, labels=model.labels if model else {})
+            permit.require_unblocked(tx)
+            require_not_frozen(tx, parent.parent)
             if model is None:
                 tx.models.insert(Model(parent, now))
                 permit.note(model_created="yes")
@@ -161,6 +165,8 @@ class CreateVersion:
             with self._database.read() as tx:
                 version = permit.require(tx.versions.get(version.name))
                 labels = labels_of(tx, version.name)
+                permit.require_unblocked(tx)
+                require_not_frozen(tx, version.name.parent.parent)
             version.require_pending()
             permit.demand(Action.CREATE_VERSION, version.name, labels=labels)
             liveness.check()

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
-from datetime import timedelta
+from dataclasses import replace
+from datetime import datetime, timedelta
 
 from modelkms_api.key_transport import PURPOSE_LEASE, pin_bytes
 
@@ -19,10 +20,16 @@ from kms_service.domain.attributes import check_attributes
 from kms_service.domain.binding import data_key_context
 from kms_service.domain.catalogue import ArtifactPin, Version
 from kms_service.domain.decisions import Action
-from kms_service.domain.errors import ConcurrentUpdate, InvalidField, ServiceError
+from kms_service.domain.errors import (
+    ConcurrentUpdate,
+    InvalidField,
+    LeaseLimit,
+    LeaseUsedUp,
+    ServiceError,
+)
 from kms_service.domain.identity import Caller
 from kms_service.domain.leases import Lease, LeaseBounds
-from kms_service.domain.names import LeaseName, Reference
+from kms_service.domain.names import LeaseName, Reference, VersionName
 from kms_service.domain.ports import (
     ArtifactStore,
     ClientKey,
@@ -31,6 +38,7 @@ from kms_service.domain.ports import (
     EncryptedDataKey,
     KeyAnswerBinding,
     KeyTransport,
+    LeaseFilter,
     Liveness,
     Transaction,
     Unwrapping,
@@ -39,6 +47,7 @@ from kms_service.domain.secret import SecretBytes
 from kms_service.usecases.answers import LeasedDataKey, LeaseView, VersionView
 from kms_service.usecases.authorisation import Gate, Permit
 from kms_service.usecases.resolution import locate, resolve_openable
+from kms_service.usecases.standing import require_not_frozen
 
 MILLISECOND = timedelta(milliseconds=1)
 
@@ -77,7 +86,8 @@ class LeaseDataKey:
             InvalidField: `attributes` or `ttl`.
             ModelNotFoundOrDenied: missing, or not permitted; Vault was not called.
             NoStableVersion, VersionNotFinalized, VersionDisabled, VersionDestroyScheduled,
-            VersionDestroyed: the state, told after a permit only.
+            VersionDestroyed, ProjectFrozen: the state, told after a permit only.
+            LeaseLimit, LeaseUsedUp: as many leases as policy allows.
             RecipientKeyInvalid: `client_key`; Vault was not called.
             KeyRecordCorrupt, WrappingVersionUnusable, MasterKeyMisconfigured, and outages.
             AuditUnavailable: no durable record, so no key; the lease is revoked.
@@ -135,11 +145,14 @@ class LeaseDataKey:
             decision = permit.demand(
                 Action.LEASE_DATA_KEY, version.name, labels=model.labels, attributes=claims
             )
+            permit.require_unblocked(tx)
+            require_not_frozen(tx, version.name.parent.parent)
             version.require_openable()
             if (version.uid, version.pin) != (resolved.uid, resolved.pin):
                 raise ConcurrentUpdate
 
             bounds, now = whole_milliseconds(decision.lease_bounds), self._clock.now()
+            _require_room(tx, bounds, caller, version.name, now)
             lease = Lease(
                 name=LeaseName(version.name.project, secrets.token_hex(16)),
                 version=version.name,
@@ -200,6 +213,21 @@ class LeaseDataKey:
             permit.note(lease_revoked="yes")
 
 
+def _require_room(
+    tx: Transaction, bounds: LeaseBounds, caller: Caller, version: VersionName, now: datetime
+) -> None:
+    """
+    Raises:
+        LeaseUsedUp, LeaseLimit: the principal has what policy allows.
+    """
+    of_model = LeaseFilter(version.project, principal=caller.principal.id, model=version.model)
+    if bounds.one_time and tx.leases.count(replace(of_model, number=version.number)):
+        raise LeaseUsedUp
+    live = replace(of_model, live_at=now)
+    if bounds.max_live is not None and tx.leases.count(live) >= bounds.max_live:
+        raise LeaseLimit
+
+
 def check_ttl(ttl: timedelta | None) -> timedelta | None:
     """`ttl` in whole milliseconds.
 
@@ -215,6 +243,8 @@ def check_ttl(ttl: timedelta | None) -> timedelta | None:
 
 def whole_milliseconds(bounds: LeaseBounds) -> LeaseBounds:
     """Lease durations are bound into key answers as whole milliseconds, so they are that."""
-    return LeaseBounds(
-        bounds.ttl // MILLISECOND * MILLISECOND, bounds.max_ttl // MILLISECOND * MILLISECOND
+    return replace(
+        bounds,
+        ttl=bounds.ttl // MILLISECOND * MILLISECOND,
+        max_ttl=bounds.max_ttl // MILLISECOND * MILLISECOND,
     )

@@ -15,6 +15,7 @@ from kms_service.usecases.answers import LeaseView
 from kms_service.usecases.authorisation import Gate, Permit
 from kms_service.usecases.catalogue_lookup import look_up
 from kms_service.usecases.lease_data_key import check_ttl, whole_milliseconds
+from kms_service.usecases.standing import require_not_frozen
 
 NO_SUCH_MODEL = "none"
 """Policy is asked about this model of the project where a lease is not there, so that a guessed
@@ -59,11 +60,12 @@ class RenewLease:
     def _renew(self, permit: Permit, name: LeaseName, asked: timedelta | None) -> Lease:
         def renew(tx: Transaction) -> Lease | None:
             lease = permit.require(tx.leases.get(name))
+            permit.require_unblocked(tx)
             found = look_up(tx, lease.version)
             now = self._clock.now()
             # What became of the lease itself is told first: an expired one stays expired.
             renewed = lease.renew(whole_milliseconds(permit.decision.lease_bounds), asked, now)
-            why_not = _why_not_given(permit, lease, found.version)
+            why_not = _why_not_given(tx, permit, lease, found.version)
             if why_not is None:
                 tx.leases.renew(renewed)
                 permit.record(
@@ -85,13 +87,16 @@ def _held_by(lease: Lease, caller: Caller) -> bool:
     return (lease.principal, lease.instance) == holder
 
 
-def _why_not_given(permit: Permit, lease: Lease, version: Version | None) -> str | None:
+def _why_not_given(
+    tx: Transaction, permit: Permit, lease: Lease, version: Version | None
+) -> str | None:
     """Why no new lease of this version would be given now; None if one would."""
     if not permit.decision.permitted:
         return "denied LeaseDataKey"
     if version is None or version.uid != lease.version_uid:
         return "version gone"
     try:
+        require_not_frozen(tx, lease.version.parent.parent)
         version.require_openable()
     except ServiceError as error:
         return error.reason

@@ -45,7 +45,8 @@ from kms_service.domain.errors import (
 from kms_service.domain.identity import Principal
 from kms_service.domain.leases import Lease
 from kms_service.domain.names import AliasName, LeaseName, ModelName, ProjectName, VersionName
-from kms_service.domain.ports import Database, LeaseFilter, Page, Transaction
+from kms_service.domain.ports import Database, LeaseFilter, Page, Revoked, Transaction
+from kms_service.domain.standing import Block, Freeze
 from tests.support.postgresql import PostgresServer
 
 pytestmark = pytest.mark.xdist_group("postgresql")
@@ -465,6 +466,89 @@ def test_heads_of_audit_chains(database: SqlDatabase) -> None:
             ChainHead("blue", 1, "b" * 64),
             ChainHead("green", 2**40 + 1, "c" * 64),
         ]
+
+
+# --- blocks, freezes, revocations ----------------------------------------------------------------
+
+
+def test_blocks(database: SqlDatabase) -> None:
+    hour = timedelta(hours=1)
+    blocks = {
+        name: Block(f"spiffe://test.example/{name}", "why ü", "spiffe://test.example/s", NOW, until)
+        for name, until in (("b", None), ("a", NOW + hour), ("c", NOW + 2 * hour))
+    }
+    with database.write() as tx:
+        for block in blocks.values():
+            tx.blocks.put(block)
+    with database.read() as tx:
+        assert tx.blocks.get("spiffe://test.example/b") == blocks["b"]
+        assert tx.blocks.get("spiffe://test.example/d") is None
+        assert everything(lambda token: tx.blocks.list(NOW, 2, token)) == [
+            blocks["a"],
+            blocks["b"],
+            blocks["c"],
+        ]
+        assert list(tx.blocks.list(NOW + hour, 10, "").items) == [blocks["b"], blocks["c"]]
+    other = replace(blocks["a"], reason="another", until=None)
+    with database.write() as tx:
+        tx.blocks.put(other)
+        assert tx.blocks.get(other.principal) == other
+        assert [tx.blocks.delete(other.principal) for _ in range(2)] == [True, False]
+
+
+def test_freezes(filled: SqlDatabase) -> None:
+    other = ProjectName("other")
+    freezes = [Freeze(name, "why", "spiffe://test.example/s", NOW) for name in (DEMO, other)]
+    with filled.write() as tx:
+        tx.projects.insert(Project(other, "modelkms-other", NOW))
+        for freeze in freezes:
+            tx.freezes.put(freeze)
+        tx.freezes.put(freezes[0])
+    with filled.read() as tx:
+        assert tx.freezes.get(DEMO) == freezes[0]
+        assert everything(lambda token: tx.freezes.list(1, token)) == freezes
+    with filled.write() as tx:
+        assert [tx.freezes.delete(DEMO) for _ in range(2)] == [True, False]
+        assert tx.freezes.get(DEMO) is None
+
+
+def test_revocations_are_numbered_in_their_order(filled: SqlDatabase) -> None:
+    with filled.write() as tx:
+        for number in range(7):
+            tx.leases.insert(lease(number, principal=f"spiffe://test.example/{number % 2}"))
+        before = tx.leases.last_revocation()
+    with filled.write() as tx:
+        assert tx.leases.revoke(lease(1).name, NOW + timedelta(minutes=1)) == 1
+    with filled.write() as tx:
+        of_one = LeaseFilter(principal="spiffe://test.example/0")
+        assert tx.leases.revoke(of_one, NOW + timedelta(minutes=1)) == 4
+    with filled.read() as tx:
+        assert tx.leases.last_revocation() == before + 2
+        first, *rest = tx.leases.revoked_after(before, 3)
+        assert first == Revoked(before + 1, lease(1).name)
+        # All of the second act, though it is more than was asked for.
+        assert {entry.revocation for entry in rest} == {before + 2}
+        assert {entry.lease for entry in rest} == {lease(number).name for number in (0, 2, 4, 6)}
+        assert tx.leases.revoked_after(before + 2, 3) == []
+
+
+def test_leases_are_counted(filled: SqlDatabase) -> None:
+    with filled.write() as tx:
+        for number in range(3):
+            tx.leases.insert(lease(number))
+        tx.leases.revoke(lease(0).name, NOW)
+        mine = LeaseFilter("demo", principal=lease(0).principal, model="face")
+        assert tx.leases.count(mine) == 3
+        assert tx.leases.count(replace(mine, live_at=NOW)) == 2
+        assert tx.leases.count(replace(mine, number=2)) == 0
+
+
+def test_a_filter_that_matches_everything_revokes_nothing(filled: SqlDatabase) -> None:
+    with filled.write() as tx:
+        tx.leases.insert(lease(0))
+        with pytest.raises(ValueError, match="every lease"):
+            tx.leases.revoke(LeaseFilter(), NOW)
+        assert tx.leases.count_live(NOW) == 1
 
 
 def test_f21_the_clock_mark_never_goes_back(database: SqlDatabase) -> None:

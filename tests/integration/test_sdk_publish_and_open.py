@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from modelkms.errors import (
     ModelClosed,
     ModelNotFoundOrDenied,
     PathUnusable,
+    ProjectFrozen,
     ReferenceInvalid,
     SourceChanged,
     SourceRejected,
@@ -395,6 +396,33 @@ def test_closing_wipes_the_key_and_ends_reading(
     for act in (model.read, model.open, model.files):
         with pytest.raises(ModelClosed):
             act()
+
+
+def test_f67_a_blocked_reader_and_a_frozen_project(
+    service: SdkWorld, publisher: modelkms.Client, reader: modelkms.Client, file: Path
+) -> None:
+    publisher.push(file, "onnx")
+    security = service.client("security")
+    who = reader.whoami().spiffe_id
+    reader.open("onnx").close()
+    assert security.block(who, "stolen laptop", datetime.now(UTC) + timedelta(days=9999)) == 1
+    assert [block.principal for block in security.list_blocks()] == [who]
+    with pytest.raises(ModelNotFoundOrDenied):
+        reader.open("onnx")
+    assert reader.list_projects() == []
+    assert security.unblock(who)
+
+    reader.open("onnx").close()
+    assert security.freeze("incident 7") == 1
+    assert [(freeze.id, freeze.reason) for freeze in security.list_freezes()] == [
+        ("demo", "incident 7")
+    ]
+    for act in (lambda: reader.open("onnx"), lambda: publisher.push(file, "onnx")):
+        with pytest.raises(ProjectFrozen) as caught:
+            act()
+        assert caught.value.exit_code == 8
+    assert security.unfreeze()
+    reader.open("onnx").close()
 
 
 def test_names_that_are_not_there(

@@ -11,6 +11,7 @@ import grpc
 import modelkms
 from google.protobuf.descriptor import ServiceDescriptor
 from modelkms_api.v1 import (
+    access_service_pb2,
     artifact_service_pb2,
     key_service_pb2,
     master_key_service_pb2,
@@ -18,6 +19,7 @@ from modelkms_api.v1 import (
 )
 
 from kms_service.domain.decisions import Action
+from kms_service.rpc.access_service import AccessServicer
 from kms_service.rpc.artifact_service import ArtifactServicer
 from kms_service.rpc.error_table import reasons
 from kms_service.rpc.key_service import KeyServicer
@@ -93,16 +95,17 @@ def sdk_world(folder: Path, template: Path) -> Iterator[SdkWorld]:
 
 def servicers(world: World) -> dict[ServiceDescriptor, object]:
     """As bootstrap.py makes them."""
-    models, keys, master_keys, artifacts = (
+    models, keys, master_keys, artifacts, access = (
         module.DESCRIPTOR.services_by_name[name]
         for module, name in (
             (model_service_pb2, "ModelService"),
             (key_service_pb2, "KeyService"),
             (master_key_service_pb2, "MasterKeyService"),
             (artifact_service_pb2, "ArtifactService"),
+            (access_service_pb2, "AccessService"),
         )
     )
-    services = (models, keys, master_keys, artifacts)
+    services = (models, keys, master_keys, artifacts, access)
     metrics = Metrics(
         list(full_methods(services)), [code.name for code in grpc.StatusCode], reasons()
     )
@@ -124,6 +127,7 @@ def servicers(world: World) -> dict[ServiceDescriptor, object]:
             list_leases=world.list_leases,
             metrics=metrics,
         ),
+        access: AccessServicer(standing=world.standing, metrics=metrics),
         master_keys: MasterKeyServicer(get_master_key=world.get_master_key),
         artifacts: ArtifactServicer(
             read_artifact=world.read_artifact, upload_artifact=world.upload, metrics=metrics

@@ -129,7 +129,7 @@ class WatchedMasterKeys:
 
     inner: MasterKeys
     calls: list[str] = field(default_factory=list)
-    meanwhile: Callable[[], None] | None = None
+    meanwhile: Callable[[], object] | None = None
 
     def _watch(self, call: str) -> None:
         self.calls.append(call)

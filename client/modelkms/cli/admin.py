@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from modelkms.cli import policy
+from modelkms.cli import policy, standing
 from modelkms.cli.common import CommandLine, command, group
 from modelkms.cli.output import moment, span
 from modelkms.errors import UsageError
@@ -20,7 +20,7 @@ _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    admin = group("admin", "Projects, master keys, policy.")
+    admin = group("admin", "Projects, master keys, policy, blocks and freezes.")
     project = group("project", "Projects.")
     command(project, "create")(project_create)
     command(project, "list")(project_list)
@@ -31,6 +31,7 @@ def register(app: typer.Typer) -> None:
     admin.add_typer(project)
     admin.add_typer(master_key)
     policy.register(admin)
+    standing.register(admin)
     app.add_typer(admin)
 
 

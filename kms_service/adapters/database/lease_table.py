@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -9,11 +10,12 @@ from sqlalchemy import Connection, Row, and_, func, insert, or_, select, update
 
 from kms_service.adapters.database import schema
 from kms_service.adapters.database.pages import decode_token, encode_token, page_of
+from kms_service.adapters.database.standing_tables import last_revocation, next_revocation
 from kms_service.adapters.database.times import from_us, to_us
 from kms_service.domain.errors import ConcurrentUpdate
 from kms_service.domain.leases import Lease
 from kms_service.domain.names import LeaseName, VersionName
-from kms_service.domain.ports import LeaseFilter, Page
+from kms_service.domain.ports import LeaseFilter, Page, Revoked
 
 _TABLE = schema.leases
 
@@ -61,10 +63,36 @@ class SqlLeaseTable:
 
     def revoke(self, which: LeaseFilter | LeaseName, now: datetime) -> int:
         wanted = _named(which) if isinstance(which, LeaseName) else _matching(which)
+        if not wanted:
+            raise ValueError("a filter that matches every lease there is")
         ended = self._connection.execute(
-            update(_TABLE).where(*wanted, *_live(now)).values(revoke_time_us=to_us(now))
+            update(_TABLE)
+            .where(*wanted, *_live(now))
+            .values(revoke_time_us=to_us(now), revocation=next_revocation(self._connection))
         )
         return int(ended.rowcount)
+
+    def last_revocation(self) -> int:
+        return last_revocation(self._connection)
+
+    def revoked_after(self, revocation: int, limit: int) -> Sequence[Revoked]:
+        columns = (_TABLE.c.revocation, _TABLE.c.project, _TABLE.c.lease)
+        after = select(*columns).where(_TABLE.c.revocation > revocation)
+        rows = self._connection.execute(after.order_by(_TABLE.c.revocation).limit(limit)).all()
+        if len(rows) == limit:
+            # The last act may have ended more: whoever goes on after its number has seen them all.
+            last = rows[-1].revocation
+            rest = select(*columns).where(_TABLE.c.revocation == last)
+            rows = [row for row in rows if row.revocation != last]
+            rows += self._connection.execute(rest).all()
+        return [Revoked(row.revocation, LeaseName(row.project, row.lease)) for row in rows]
+
+    def count(self, which: LeaseFilter) -> int:
+        return int(
+            self._connection.execute(
+                select(func.count()).select_from(_TABLE).where(*_matching(which))
+            ).scalar_one()
+        )
 
     def list(self, which: LeaseFilter, page_size: int, page_token: str) -> Page[Lease]:
         query = (

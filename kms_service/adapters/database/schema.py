@@ -15,6 +15,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    text,
 )
 
 metadata = MetaData(
@@ -28,6 +29,7 @@ metadata = MetaData(
 
 # Sorted by bytes on every database, as SQLite does: pages go by these.
 _ID = String(63).with_variant(String(63, collation="C"), "postgresql")
+_PRINCIPAL = String(2048).with_variant(String(2048, collation="C"), "postgresql")
 _UID = String(32).with_variant(String(32, collation="C"), "postgresql")
 
 projects = Table(
@@ -103,9 +105,45 @@ leases = Table(
     Column("absolute_end_time_us", BigInteger, nullable=False),
     Column("renewals", Integer, nullable=False),
     Column("revoke_time_us", BigInteger),
+    # Number of the act that revoked it, from `revocations`.
+    Column("revocation", BigInteger),
     Index(None, "project", "issue_time_us", "lease"),
     Index(None, "project", "model", "number"),
     Index(None, "expire_time_us"),
+    Index(None, "principal", "project", "model"),
+    Index(
+        None,
+        "revocation",
+        sqlite_where=text("revocation IS NOT NULL"),
+        postgresql_where=text("revocation IS NOT NULL"),
+    ),
+)
+
+revocations = Table(
+    "revocations",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),  # always 1
+    Column("last", BigInteger, nullable=False),
+)
+
+blocks = Table(
+    "blocks",
+    metadata,
+    Column("principal", _PRINCIPAL, primary_key=True),
+    Column("reason", String(1024), nullable=False),
+    Column("blocked_by", String(2048), nullable=False),
+    Column("create_time_us", BigInteger, nullable=False),
+    Column("until_us", BigInteger),
+)
+
+freezes = Table(
+    "freezes",
+    metadata,
+    Column("project", _ID, primary_key=True),
+    Column("reason", String(1024), nullable=False),
+    Column("frozen_by", String(2048), nullable=False),
+    Column("create_time_us", BigInteger, nullable=False),
+    ForeignKeyConstraint(["project"], ["projects.project"]),
 )
 
 clock = Table(

@@ -22,6 +22,7 @@ from kms_service.adapters.database.decision_table import SqlDecisionTable
 from kms_service.adapters.database.engine import POSTGRESQL, EngineOptions, transactions_of
 from kms_service.adapters.database.lease_table import SqlLeaseTable
 from kms_service.adapters.database.migrate import SchemaState, schema_state_of
+from kms_service.adapters.database.standing_tables import SqlBlockTable, SqlFreezeTable
 from kms_service.adapters.database.times import from_us, to_us
 from kms_service.adapters.database.version_table import SqlVersionTable
 from kms_service.domain.errors import StateUnavailable
@@ -62,6 +63,14 @@ class SqlTransaction:
     @cached_property
     def audit_heads(self) -> SqlAuditHeadTable:
         return SqlAuditHeadTable(self._connection)
+
+    @cached_property
+    def blocks(self) -> SqlBlockTable:
+        return SqlBlockTable(self._connection)
+
+    @cached_property
+    def freezes(self) -> SqlFreezeTable:
+        return SqlFreezeTable(self._connection)
 
 
 class SqlDatabase:

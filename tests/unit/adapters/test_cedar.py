@@ -124,6 +124,29 @@ def test_lease_terms_are_those_of_the_deciding_policies(engine: CedarPolicyEngin
     assert (bounds.ttl, bounds.max_ttl) == (HOUR / 2, 2 * HOUR)
 
 
+def test_lease_bounds_are_the_strictest_of_the_deciding_policies(
+    engine: CedarPolicyEngine, tmp_path: Path
+) -> None:
+    write(
+        tmp_path,
+        BASE
+        + """
+@id("a") @max_live_leases("5") @max_lease_renewals("0")
+permit (principal, action in ModelKMS::Action::"Read", resource)
+when { principal.path like "/reader/*" };
+@id("b") @max_live_leases("3") @one_time_lease
+permit (principal, action in ModelKMS::Action::"Read", resource)
+when { principal.path == "/reader/b" };
+""",
+    )
+    engine.reload()
+    of_a, of_b = (
+        engine.decide(ask(who)).lease_bounds for who in (READER, "spiffe://example.org/reader/b")
+    )
+    assert (of_a.max_live, of_a.max_renewals, of_a.one_time) == (5, 0, False)
+    assert (of_b.max_live, of_b.max_renewals, of_b.one_time) == (3, 0, True)
+
+
 CONTEXT = {
     "source": ('context has source && context.source.isInRange(ip("10.0.0.0/8"))', "10.1.2.3"),
     "suite": ('context has suite && context.suite like "MLKEM768*"', 1),
@@ -303,6 +326,16 @@ BAD_SETS: dict[str, tuple[str, dict[str, Any], str]] = {
         '@id("a") @lease_ttl("soon") permit (principal, action, resource);',
         {"cases": CASES},
         "must be like",
+    ),
+    "no number": (
+        '@id("a") @max_live_leases("-1") permit (principal, action, resource);',
+        {"cases": CASES},
+        "must be a number",
+    ),
+    "no flag": (
+        '@id("a") @one_time_lease("no") permit (principal, action, resource);',
+        {"cases": CASES},
+        'must be "true"',
     ),
     "unknown field of a canary": (BASE, {"cases": [*CASES, {"who": "me"}]}, "canaries.json: cases"),
 }

@@ -34,6 +34,8 @@ from modelkms.policy import (
 from modelkms.reference import Reference
 from modelkms.types import (
     AliasInfo,
+    BlockInfo,
+    FreezeInfo,
     Identity,
     LeaseInfo,
     MasterKeyInfo,
@@ -66,6 +68,8 @@ class FakeService:
     aliases: dict[str, str] = field(default_factory=dict)
     leases: dict[str, LeaseInfo] = field(default_factory=dict)
     projects: list[str] = field(default_factory=lambda: [PROJECT])
+    blocks: dict[str, BlockInfo] = field(default_factory=dict)
+    freezes: dict[str, FreezeInfo] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
     refusal: str = ""
     failure: BaseException | None = None
@@ -307,6 +311,29 @@ class FakeClient:
         for one in matching:
             self._service.leases[one.name] = replace(one, state="REVOKED")
         return len(matching)
+
+    def block(self, principal: str, reason: str, until: datetime | None = None) -> int:
+        self._fail()
+        self._service.blocks[principal] = BlockInfo(principal, reason, PUBLISHER, NOW, until)
+        return 1
+
+    def unblock(self, principal: str) -> bool:
+        return self._service.blocks.pop(principal, None) is not None
+
+    def list_blocks(self) -> list[BlockInfo]:
+        return list(self._service.blocks.values())
+
+    def freeze(self, reason: str, project: str | None = None) -> int:
+        self._fail()
+        name = f"projects/{project}"
+        self._service.freezes[name] = FreezeInfo(name, reason, PUBLISHER, NOW)
+        return 2
+
+    def unfreeze(self, project: str | None = None) -> bool:
+        return self._service.freezes.pop(f"projects/{project}", None) is not None
+
+    def list_freezes(self) -> list[FreezeInfo]:
+        return list(self._service.freezes.values())
 
     def get_master_key(self, project: str | None = None) -> MasterKeyInfo:
         self._fail()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -228,6 +229,49 @@ def test_master_key_status(cli: Cli) -> None:
     ]
     told = cli("admin", "master-key", "status", "demo", "--json").json()
     assert (told["latest_version"], told["auto_rotate_period"]) == (2, 90 * 86400)
+
+
+def test_blocks(cli: Cli) -> None:
+    reader, other = READER, "spiffe://example.org/other"
+    blocked = cli("admin", "block", reader, "--reason", "stolen laptop")
+    assert blocked.out == f"blocked {reader}; ended 1 lease\n"
+    until = cli("admin", "block", other, "--reason", "x", "--until", "2027-01-31T08:00Z")
+    assert until.out == f"blocked {other} until 2027-01-31 08:00:00Z; ended 1 lease\n"
+    header, first, second = cli("admin", "blocks").out.splitlines()
+    assert header.split() == ["PRINCIPAL", "SINCE", "UNTIL", "BY", "REASON"]
+    assert first.endswith(f"-                     {PUBLISHER}  stolen laptop")
+    assert "2027-01-31 08:00:00Z" in second
+    assert len(cli("admin", "blocks", "--json").json()["blocks"]) == 2
+    assert cli("admin", "unblock", reader).out == f"unblocked {reader}\n"
+    again = cli("admin", "unblock", reader)
+    assert again.out == f"nothing to do: {reader} is not blocked\n"
+    assert cli("admin", "block", reader).code == 2  # no reason
+
+
+def test_a_block_may_end_by_itself(cli: Cli) -> None:
+    document = cli("admin", "block", READER, "--reason", "x", "--until", "12h", "--json").json()
+    ends = datetime.fromisoformat(document["until_time"]) - datetime.now(UTC)
+    assert timedelta(hours=11) < ends <= timedelta(hours=12)
+
+
+@pytest.mark.parametrize(
+    "when", ["", "tomorrow", "12", "0d", "2027-01-31T08:00", "2027-13-01T00:00Z"]
+)
+def test_times_that_are_none(cli: Cli, when: str) -> None:
+    ended = cli("admin", "block", READER, "--reason", "x", f"--until={when}")
+    assert ended.code == 2
+    assert "is no time" in ended.err
+
+
+def test_freezes(cli: Cli) -> None:
+    frozen = cli("admin", "freeze", "camera", "--reason", "incident 7")
+    assert frozen.out == "froze project camera; ended 2 leases\n"
+    _, line = cli("admin", "freezes").out.splitlines()
+    assert line == f"camera   2026-11-23 08:47:55Z  {PUBLISHER}  incident 7"
+    assert cli("admin", "freezes", "--json").json()["freezes"][0]["id"] == "camera"
+    assert cli("admin", "unfreeze", "camera").out == "unfroze project camera\n"
+    again = cli("admin", "unfreeze", "camera")
+    assert again.out == "nothing to do: project camera is not frozen\n"
 
 
 @pytest.mark.parametrize("act", ["create", "rotate"])

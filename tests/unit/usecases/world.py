@@ -21,6 +21,7 @@ from modelkms_api.artifact import (
 )
 from modelkms_api.v1.artifact_pb2 import PAYLOAD_KIND_ZIP, ArtifactHeader
 
+from kms_service.adapters.database import SqlDatabase
 from kms_service.adapters.key_transport import HpkeKeyTransport
 from kms_service.domain.binding import data_key_context
 from kms_service.domain.catalogue import ArtifactPin, Model, Project, Version
@@ -52,6 +53,7 @@ from kms_service.usecases.renew_lease import RenewLease
 from kms_service.usecases.resolve_model import ResolveModel
 from kms_service.usecases.revoke_leases import RevokeLeases
 from kms_service.usecases.set_alias import SetAlias
+from kms_service.usecases.standing import Standing
 from kms_service.usecases.upload_artifact import UploadArtifact
 from kms_service.usecases.version_state import ChangeVersionState
 from tests.support import key_transport_opener as opener
@@ -85,6 +87,7 @@ class World:
         self.vault = FakeMasterKeys()
         self.master_keys = WatchedMasterKeys(self.vault)
         self._sql = open_database(folder, template)
+        self._sql_url = f"sqlite:///{folder / 'state.db'}"
         self.database = WatchedDatabase(self._sql)
         self.store = WatchedStore(store or open_store(folder))
         self.transport = HpkeKeyTransport()
@@ -123,12 +126,18 @@ class World:
             clock=self.clock,
             pending_ttl=self.pending_ttl,
         )
+        self.standing = Standing(**state)
         self._create_version = CreateVersion(**state, **keys)
         self._finalize_version = FinalizeVersion(**state, store=self.store)
         self._lease_data_key = LeaseDataKey(**state, **keys, store=self.store)
 
     def close(self) -> None:
         self._sql.close()
+
+    def reopen_database(self) -> None:
+        """As a service that starts again does."""
+        self._sql.close()
+        self._sql = self.database.inner = SqlDatabase(self._sql_url)
 
     # --- who may what ----------------------------------------------------------------------------
 
@@ -149,6 +158,12 @@ class World:
             Action.LIST_LEASES,
             Action.REVOKE_LEASES,
             Action.GET_MASTER_KEY,
+            Action.BLOCK_PRINCIPAL,
+            Action.UNBLOCK_PRINCIPAL,
+            Action.LIST_BLOCKS,
+            Action.FREEZE_PROJECT,
+            Action.UNFREEZE_PROJECT,
+            Action.LIST_FREEZES,
         )
         return caller(name)
 
