@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
@@ -43,6 +43,9 @@ from tests.unit.usecases.real_parts import migrated_database
 
 MODULE = Path(__file__).parents[1] / "interop"
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "key-transport-v1.json").read_text())
+ARTIFACTS = json.loads(
+    (Path(__file__).parents[1] / "vectors" / "artifact-v1" / "index.json").read_text()
+)
 PRINCIPAL = "spiffe://demo.example/reader"
 
 Json = dict[str, object]
@@ -128,14 +131,19 @@ def test_a_file(interop: Interop, size: int, segment_length: int, tmp_path: Path
         artifact,
         tmp_path,
         pin=pin_document(pin),
-        range={"member": "model.onnx", "offset": start, "length": length},
+        ranges=[{"member": "model.onnx", "offset": start, "length": length}],
     )
 
     assert answer == {
         "version": VERSION,
         "payload_kind": 1,
         "files": digests({"model.onnx": content}),
-        "range": content[start : start + length].hex(),
+        "ranges": [
+            {
+                "content": content[start : start + length].hex(),
+                "segments": segments_of(start, length, segment_length),
+            }
+        ],
     }
 
 
@@ -152,14 +160,51 @@ def test_a_folder(interop: Interop, tmp_path: Path) -> None:
         artifact,
         tmp_path,
         pin=pin_document(pin),
-        range={"member": "Data/weights/é.bin", "offset": 300_000, "length": 5000},
+        ranges=[{"member": "Data/weights/é.bin", "offset": 300_000, "length": 5000}],
     )
 
     assert answer == {
         "version": VERSION,
         "payload_kind": 2,
         "files": digests(files),
-        "range": files["Data/weights/é.bin"][300_000:305_000].hex(),
+        "ranges": [{"content": files["Data/weights/é.bin"][300_000:305_000].hex(), "segments": 3}],
+    }
+
+
+def segments_of(start: int, length: int, segment_length: int) -> int:
+    """How many segments hold a part of a file."""
+    capacity = segment_length - 32
+    return (start + length - 1) // capacity - start // capacity + 1 if length else 0
+
+
+@pytest.mark.parametrize("vector", ARTIFACTS["valid"], ids=lambda vector: vector["file"])
+def test_a_valid_vector_opens(interop: Interop, vector: Json) -> None:
+    request = vector_request(vector)
+
+    answer = interop.ask("read-artifact", request)
+    at_random = interop.ask(
+        "read-artifact", {**request, "ranges": request["ranges"][::-1], "ranges_only": True}
+    )
+
+    assert answer["files"] == vector["files"]
+    wanted = [part["content"] for part in vector["ranges"]]  # type: ignore[attr-defined]  # a list
+    assert [part["content"] for part in answer["ranges"]] == wanted  # type: ignore[attr-defined]
+    assert [part["content"] for part in at_random["ranges"]] == wanted[::-1]  # type: ignore[attr-defined]
+    assert at_random["files"] is None
+
+
+@pytest.mark.parametrize("vector", ARTIFACTS["invalid"], ids=lambda vector: vector["file"])
+def test_an_invalid_vector_is_refused(interop: Interop, vector: Json) -> None:
+    assert interop.ask("read-artifact", vector_request(vector))["error"] == vector["error"]
+
+
+def vector_request(vector: Json) -> Any:
+    folder = Path(__file__).parents[1] / "vectors" / "artifact-v1"
+    return {
+        "file": str(folder / str(vector["file"])),
+        "key": vector["key"],
+        **vector["expected"],  # type: ignore[dict-item]  # a dict
+        "ranges": vector.get("ranges", []),
     }
 
 

@@ -6,6 +6,9 @@ import (
 	"io"
 	"strings"
 	"unicode/utf8"
+
+	"golang.org/x/text/cases"
+	"golang.org/x/text/unicode/norm"
 )
 
 const (
@@ -24,8 +27,7 @@ type member struct {
 
 var le = binary.LittleEndian
 
-// readMembers checks directory and end records against the one form (artifact-v1 §5.4). Collisions
-// of names (AF-18) are checked for ASCII only: the standard library has no Unicode normal forms.
+// readMembers checks directory and end records against the one form (artifact-v1 §5.4).
 func readMembers(p *payload) ([]member, error) {
 	size := p.size()
 	if size < tailBytes {
@@ -97,17 +99,23 @@ func checkLocal(p *payload, m member) error {
 	return nil
 }
 
+// fold is AF-18.
+func fold(part string) string {
+	return norm.NFC.String(cases.Fold().String(norm.NFC.String(part)))
+}
+
+// goodPath is AF-17 and AF-18; seen has every file and folder by its folded path.
 func goodPath(name string, seen map[string]string) bool {
 	if len(name) > maxNameBytes || !utf8.ValidString(name) {
 		return false
 	}
-	parts := strings.Split(name, "/")
+	parts, folded := strings.Split(name, "/"), ""
 	for depth, part := range parts {
 		if !goodName(part) {
 			return false
 		}
 		spelled := strings.Join(parts[:depth+1], "/")
-		folded := strings.ToLower(spelled)
+		folded += "/" + fold(part)
 		if depth < len(parts)-1 {
 			spelled += "/"
 		}

@@ -18,19 +18,29 @@ type request struct {
 	VersionUID string   `json:"version_uid"`
 	ArtifactID string   `json:"artifact_id"`
 	Pin        *pin     `json:"pin"`
-	// Range of one member, read at random.
-	Range *struct {
-		Member string `json:"member"`
-		Offset uint64 `json:"offset"`
-		Length uint64 `json:"length"`
-	} `json:"range"`
+	// Ranges of members, read at random, each with a reader of its own: in any order.
+	Ranges []rangeRequest `json:"ranges"`
+	// RangesOnly leaves out to read the members whole.
+	RangesOnly bool `json:"ranges_only"`
+}
+
+type rangeRequest struct {
+	Member string `json:"member"`
+	Offset uint64 `json:"offset"`
+	Length uint64 `json:"length"`
 }
 
 type contents struct {
 	Version string       `json:"version"`
 	Kind    uint64       `json:"payload_kind"`
 	Files   []fileDigest `json:"files"`
-	Range   hexBytes     `json:"range"`
+	Ranges  []rangeRead  `json:"ranges"`
+}
+
+type rangeRead struct {
+	Content hexBytes `json:"content"`
+	// Segments that were decrypted for it alone.
+	Segments int `json:"segments"`
 }
 
 type fileDigest struct {
@@ -96,7 +106,17 @@ func (r *request) read() (*contents, error) {
 			return nil, err
 		}
 	}
-	result := &contents{Version: h.version, Kind: h.kind}
+	result := &contents{Version: h.version, Kind: h.kind, Ranges: []rangeRead{}}
+	for _, want := range r.Ranges {
+		read, err := readMemberRange(p, h.kind, members, want)
+		if err != nil {
+			return nil, err
+		}
+		result.Ranges = append(result.Ranges, *read)
+	}
+	if r.RangesOnly {
+		return result, nil
+	}
 	for _, m := range members {
 		// Step 7.
 		if h.kind == kindZip {
@@ -110,19 +130,32 @@ func (r *request) read() (*contents, error) {
 			return nil, err
 		}
 		result.Files = append(result.Files, fileDigest{m.name, m.size, digest.Sum(nil)})
-		if r.Range != nil && r.Range.Member == m.name {
-			if r.Range.Offset+r.Range.Length > m.size {
-				return nil, errors.New("the range reaches out of the member")
-			}
-			if result.Range, err = readRange(p, m.offset+r.Range.Offset, r.Range.Length); err != nil {
-				return nil, err
-			}
-		}
 	}
 	if h.kind == kindZip {
 		return result, checkWithStandardLibrary(p, result.Files)
 	}
 	return result, nil
+}
+
+// readMemberRange reads a part of a member without reading the rest of it.
+func readMemberRange(p *payload, kind uint64, members []member, want rangeRequest) (*rangeRead, error) {
+	for _, m := range members {
+		if m.name != want.Member {
+			continue
+		}
+		if want.Offset+want.Length > m.size {
+			return nil, errors.New("the range reaches out of the member")
+		}
+		if kind == kindZip {
+			if err := checkLocal(p, m); err != nil { // step 7
+				return nil, err
+			}
+		}
+		before := p.decrypted
+		content, err := readRange(p, m.offset+want.Offset, want.Length)
+		return &rangeRead{content, p.decrypted - before}, err
+	}
+	return nil, errors.New("no such member")
 }
 
 // checkPin is artifact-v1 §6.

@@ -1,5 +1,5 @@
 // Command interop reads what ModelKMS writes, from its specifications alone and with nothing but
-// the Go standard library: artifacts (docs/spec/artifact-v1.md) and key answers
+// the Go standard library (and Unicode's tables, golang.org/x/text): artifacts (docs/spec/artifact-v1.md) and key answers
 // (docs/spec/key-transport-v1.md); and is a whole client of the service: gRPC over net/http's
 // HTTP/2, protobuf by hand. It shares no code with the product.
 //

@@ -26,6 +26,7 @@ type payload struct {
 	iv, aad, parameters []byte
 	messageKey          []byte
 	keys                map[uint64]cipher.AEAD
+	decrypted           int // segments so far
 }
 
 // newPayload authenticates the FLOE header and the last segment (artifact-v1 §7, steps 4 and 5).
@@ -106,6 +107,7 @@ func (p *payload) segment(position uint64) ([]byte, error) {
 	if err != nil {
 		return nil, corrupt("segment %d does not verify", position)
 	}
+	p.decrypted++
 	return plain, nil
 }
 

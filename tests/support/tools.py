@@ -87,6 +87,11 @@ def go_tool(name: str) -> Path:
     return binary
 
 
+def go_modules(folder: Path) -> None:
+    """Have the locked modules of a Go program in Go's cache, so that it builds offline."""
+    subprocess.run([go_binary(), "mod", "download"], cwd=folder, env=go_environment(), check=True)
+
+
 def _tool_packages() -> dict[str, tuple[Path, str]]:
     """Module folder and package of each tool, by its name."""
     modules = [REPOSITORY / "tests" / "support" / name for name in TOOL_MODULES]
@@ -177,5 +182,6 @@ if __name__ == "__main__":
     if sys.argv[1:2] != ["go"]:
         sys.exit("usage: python3 -m tests.support.tools go [TOOL…]")
     print(f"go: {install_go()}")
+    go_modules(REPOSITORY / "tests" / "interop")
     for wanted in sys.argv[2:]:
         print(f"{wanted}: {go_tool(wanted)}")
