@@ -6,6 +6,7 @@ import kms_service.rpc.tls_environment  # noqa: F401 - before anything imports g
 
 # isort: split
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -35,16 +36,18 @@ from kms_service.adapters.cedar_questions import CedarPolicyQuestions
 from kms_service.adapters.checkpoint_store import BucketCheckpointStore, FolderCheckpointStore
 from kms_service.adapters.clock import LogicalClock, boottime_s
 from kms_service.adapters.data_key_cache import CacheResult, DataKeyCache
+from kms_service.adapters.jwks import KeyCache, KeySource, fetcher
 from kms_service.adapters.key_transport import HpkeKeyTransport
 from kms_service.adapters.measured import CountedAuditLog, TimedDatabase, timed
 from kms_service.adapters.object_storage import LocalArtifactStore
+from kms_service.adapters.oidc import Issuer, TokenVerifier
 from kms_service.adapters.vault import VaultMasterKeys
 from kms_service.adapters.vault_session import VaultSession, VaultSettings
 from kms_service.adapters.vault_signing import VaultNoteSigner
 from kms_service.audit_checkpoints import AuditCheckpoints
-from kms_service.config import CheckpointSection, Config, StoreSection
+from kms_service.config import CheckpointSection, Config, IssuerSection, StoreSection
 from kms_service.domain.errors import ConfigurationError
-from kms_service.domain.ports import ArtifactStore, AuditLog, CheckpointStore
+from kms_service.domain.ports import ArtifactStore, AuditLog, CheckpointStore, Clock
 from kms_service.observation import (
     lease_counter,
     master_key_surveyor,
@@ -65,7 +68,7 @@ from kms_service.rpc.pipeline import Pipeline
 from kms_service.rpc.policy_service import PolicyServicer
 from kms_service.rpc.pool import FairShare
 from kms_service.rpc.registration import full_methods
-from kms_service.rpc.server import CallPools, RpcServer, ServerLimits
+from kms_service.rpc.server import CallPools, RpcServer, ServerLimits, TokenPort
 from kms_service.rpc.tls import ReloadingCredentials, TlsFiles
 from kms_service.service import Service, ServiceParts
 from kms_service.telemetry.metrics import Metrics
@@ -99,6 +102,7 @@ _PROBE_EVERY_S = 2.0
 _MARK_EVERY_S = 10.0
 _POLICIES_EVERY_S = 2.0
 _JOURNAL_EVERY_S = 1.0
+_ISSUERS_EVERY_S = 5.0
 _GAUGES_EVERY_S = 15.0
 _SURVEY_EVERY_S = 30.0
 _EXPIRE_EVERY_S = 300.0
@@ -152,7 +156,12 @@ def build(config: Config) -> Service:
     share = max(1, int(server.threads * _SHARE_OF_THREADS))
     pipeline = Pipeline(
         timed(
-            Authenticator(server.trust_domains, adapters.clock, metrics.cache("certificate")),
+            Authenticator(
+                server.trust_domains,
+                adapters.clock,
+                metrics.cache("certificate"),
+                adapters.tokens,
+            ),
             metrics.steps.step("identity"),
         ),
         FairShare(pools.unary, share),
@@ -165,7 +174,14 @@ def build(config: Config) -> Service:
     return Service(
         ServiceParts(
             rpc=RpcServer(
-                server.listen, credentials.grpc, servicers, pipeline, health, pools, limits
+                server.listen,
+                credentials.grpc,
+                servicers,
+                pipeline,
+                health,
+                pools,
+                limits,
+                _token_port(config, metrics),
             ),
             metrics=MetricsServer((host.strip("[]"), int(port)), metrics.registry),
             readiness=readiness,
@@ -190,6 +206,15 @@ def build(config: Config) -> Service:
     )
 
 
+def _token_port(config: Config, metrics: Metrics) -> TokenPort | None:
+    listen = config.server.token_listen
+    if listen is None:
+        return None
+    return TokenPort(
+        listen, ReloadingCredentials(tls_files(config), metrics, ask_for_certificate=False).grpc
+    )
+
+
 def migrate_database(config: Config) -> None:
     """Create the database, or bring its schema to this version's.
 
@@ -207,6 +232,7 @@ class Adapters:
     clock: LogicalClock
     master_keys: VaultMasterKeys
     data_keys: DataKeyCache
+    tokens: TokenVerifier | None
     policy: CedarPolicyEngine
     policy_reloader: PolicyReloader
     journal: DecisionJournal
@@ -260,6 +286,41 @@ def open_vault(config: Config) -> VaultMasterKeys:
         )
     )
     return VaultMasterKeys(session, vault.transit_mount)
+
+
+def open_tokens(
+    config: Config, clock: Clock, looked_up: Callable[[bool], None]
+) -> TokenVerifier | None:
+    """Does not ask any issuer yet. None without issuers."""
+    if not config.issuers:
+        return None
+    return TokenVerifier([issuer_of(section) for section in config.issuers], clock, looked_up)
+
+
+def issuer_of(section: IssuerSection) -> Issuer:
+    """Does not ask it yet."""
+    source = KeySource(
+        section.issuer,
+        section.jwks_url,
+        section.jwks_file,
+        section.ca_file,
+        section.bearer_token_file,
+    )
+    keys = KeyCache(
+        fetcher(source),
+        boottime_s,
+        refresh_s=section.keys_refresh_s,
+        max_age_s=section.keys_max_age_s,
+        cool_down_s=section.keys_cool_down_s,
+    )
+    return Issuer(
+        name=section.name,
+        issuer=section.issuer,
+        audiences=section.audiences,
+        algorithms=section.algorithms,
+        groups_claim=section.groups_claim,
+        keys=keys,
+    )
 
 
 def open_store(config: Config) -> ArtifactStore:
@@ -340,6 +401,7 @@ def _adapters(config: Config, metrics: Metrics) -> Adapters:
         clock=clock,
         master_keys=master_keys,
         data_keys=_data_key_cache(config, master_keys, metrics),
+        tokens=open_tokens(config, clock, metrics.cache("token")),
         policy=policy,
         policy_reloader=reloader,
         journal=DecisionJournal(database),
@@ -465,7 +527,7 @@ def _timers(
     )
     count_leases = lease_counter(metrics, adapters.database, adapters.clock)
     survey = master_key_surveyor(metrics, adapters.database, adapters.master_keys)
-    return [
+    timers = [
         Timer("probe", _PROBE_EVERY_S, readiness.probe),
         Timer("clock-mark", _MARK_EVERY_S, adapters.clock.store_mark),
         Timer("policies", _POLICIES_EVERY_S, adapters.policy_reloader.load_if_changed),
@@ -476,6 +538,16 @@ def _timers(
         Timer("expire-pending", _EXPIRE_EVERY_S, lambda: metrics.versions_expired.inc(expire())),
         Timer("sweep-orphans", _SWEEP_EVERY_S, lambda: metrics.orphans_swept.inc(sweep())),
     ]
+    if adapters.tokens is not None:
+        timers.append(Timer("issuers", _ISSUERS_EVERY_S, _key_refresher(adapters.tokens, metrics)))
+    return timers
+
+
+def _key_refresher(tokens: TokenVerifier, metrics: Metrics) -> Callable[[], None]:
+    def refresh() -> None:
+        metrics.issuer_keys_current.set(tokens.refresh_keys())
+
+    return refresh
 
 
 def _data_key_cache(config: Config, master_keys: VaultMasterKeys, metrics: Metrics) -> DataKeyCache:

@@ -84,6 +84,9 @@ def _list_from_text(value: object) -> object:
 _SQLITE = "sqlite:///"
 _POSTGRESQL = "postgresql://"
 ConfigPath = Annotated[Path, AfterValidator(_beside_file)]
+SignatureAlgorithm = Literal[
+    "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA"
+]
 Address = Annotated[str, AfterValidator(_address)]
 TrustDomain = Annotated[str, AfterValidator(_trust_domain)]
 DatabaseUrl = Annotated[str, AfterValidator(_database_url)]
@@ -98,6 +101,9 @@ class ServerSection(_Section):
 
     listen: Address = "127.0.0.1:7443"
     """mTLS port, `host:port`; port 0 lets the system choose (see `port_file`)."""
+    token_listen: Address | None = None
+    """Token port, `host:port`: TLS without client certificates, for callers with a token of one of
+    the `[[issuers]]`."""
     certificate_file: ConfigPath
     """PEM chain; its key must be ECDSA, so that no TLS 1.2 suite fits it."""
     key_file: ConfigPath
@@ -109,7 +115,7 @@ class ServerSection(_Section):
     """SPIFFE trust domains served."""
     port_file: ConfigPath | None = None
     """The chosen ports are written here as JSON once everything listens:
-    `{"grpc": 7443, "metrics": 9464}`."""
+    `{"grpc": 7443, "metrics": 9464}`; with a token port also `"token"`."""
     threads: int = Field(default=16, ge=2, le=256)
     """Unary calls that run at once; 8 times as many may wait."""
     artifact_streams: int = Field(default=16, ge=1, le=256)
@@ -117,6 +123,34 @@ class ServerSection(_Section):
     shutdown_grace_s: float = Field(default=10.0, ge=0, le=300)
     max_connection_age_s: float = Field(default=1800.0, ge=1)
     max_connection_age_grace_s: float = Field(default=30.0, ge=1)
+
+
+class IssuerSection(_Section):
+    """One issuer of tokens (OpenID Connect, Kubernetes service accounts)."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]{0,62}$")
+    """Ours for it: principals are `oidc:NAME:SUBJECT`, groups `NAME:GROUP`."""
+    issuer: str = Field(pattern=r"^https://")
+    """Its `iss`, exactly."""
+    audiences: Annotated[tuple[str, ...], BeforeValidator(_list_from_text), Field(min_length=1)]
+    """One of them must be among the token's."""
+    algorithms: Annotated[
+        tuple[SignatureAlgorithm, ...], BeforeValidator(_list_from_text), Field(min_length=1)
+    ] = ("RS256", "ES256")
+    groups_claim: str = "groups"
+    jwks_url: str | None = Field(default=None, pattern=r"^https://")
+    """Of its keys; absent: its discovery document tells."""
+    jwks_file: ConfigPath | None = None
+    """A file with its keys, instead of asking it."""
+    ca_file: ConfigPath | None = None
+    """PEM bundle to verify it with; absent: the system's."""
+    bearer_token_file: ConfigPath | None = None
+    """A token shown to it when its keys are fetched; read anew each time."""
+    keys_refresh_s: float = Field(default=300.0, ge=1)
+    keys_max_age_s: float = Field(default=86400.0, ge=1)
+    """For how long its keys serve while they cannot be fetched."""
+    keys_cool_down_s: float = Field(default=10.0, ge=0.1)
+    """Between two fetches that tokens with unknown keys cause."""
 
 
 class MetricsSection(_Section):
@@ -277,6 +311,8 @@ class Config(_Section):
     """The whole configuration."""
 
     server: ServerSection
+    issuers: Annotated[tuple[IssuerSection, ...], BeforeValidator(_list_from_text)] = ()
+    """Whose tokens are taken: `[[issuers]]`."""
     vault: VaultSection
     # Validated from nothing, not made here: so the default file lies beside the configuration too.
     database: DatabaseSection = Field(default_factory=dict, validate_default=True)
@@ -287,6 +323,15 @@ class Config(_Section):
     log: LogSection = LogSection()
     pending_ttl_s: float = Field(default=7 * 86400.0, gt=0)
     """A version never finalized is DESTROYED after this long."""
+
+    @model_validator(mode="after")
+    def _issuers_are_used_and_distinct(self) -> Self:
+        if self.server.token_listen is not None and not self.issuers:
+            raise ValueError("server.token_listen needs at least one of [[issuers]]")
+        for what in ("name", "issuer"):
+            if len({getattr(each, what) for each in self.issuers}) != len(self.issuers):
+                raise ValueError(f"issuers: two have the same {what}")
+        return self
 
 
 def load(path: Path, environment: Mapping[str, str] | None = None) -> Config:

@@ -10,6 +10,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from kms_service.bootstrap import (
+    issuer_of,
     open_database,
     open_policy,
     open_store,
@@ -27,6 +28,8 @@ _NO_PROJECT = "no-such-project-live-check"
 def live_checks(config: Config) -> Iterator[tuple[str, Callable[[], object]]]:
     """Each check's name and the check, which raises a ServiceError if it fails."""
     yield "certificate, key and client CA", lambda: load_tls_material(tls_files(config))
+    for section in config.issuers:
+        yield f"keys of the token issuer {section.name}", issuer_of(section).keys.current
     yield "policies", lambda: open_policy(config, Metrics([], [], []))
     yield "database and its schema", lambda: open_database(config).close()
     yield "artifact store", lambda: _store_can_be_written(config)

@@ -59,6 +59,11 @@ class Service:
         return self._parts.rpc.port
 
     @property
+    def token_port(self) -> int:
+        """The token port listened on; 0 without one."""
+        return self._parts.rpc.token_port
+
+    @property
     def metrics_port(self) -> int:
         return self._parts.metrics.port
 
@@ -141,10 +146,11 @@ class Service:
         if path is None:
             return
         temporary = path.with_name(path.name + ".new")
+        ports = {"grpc": self.grpc_port, "metrics": self.metrics_port}
+        if self.token_port:
+            ports["token"] = self.token_port
         try:
-            temporary.write_text(
-                json.dumps({"grpc": self.grpc_port, "metrics": self.metrics_port}) + "\n"
-            )
+            temporary.write_text(json.dumps(ports) + "\n")
             temporary.replace(path)
         except OSError as error:
             raise ConfigurationError(

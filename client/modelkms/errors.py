@@ -234,6 +234,11 @@ class CredentialConflict(IdentityError):
     default_reason = "CREDENTIAL_CONFLICT"
 
 
+class TokenInvalid(IdentityError):
+    default_reason = "TOKEN_INVALID"
+    default_hint = "the token has expired, or is not of an issuer or for an audience of the service"
+
+
 class ServerNotTrusted(IdentityError):
     """The service's certificate does not verify against `ca_file`, or has another name."""
 
@@ -302,6 +307,11 @@ class StorageUnavailable(UnavailableError):
 
 class PolicyUnavailable(UnavailableError):
     default_reason = "POLICY_UNAVAILABLE"
+
+
+class IdentityProviderUnavailable(UnavailableError):
+    default_reason = "IDENTITY_PROVIDER_UNAVAILABLE"
+    default_hint = "the service cannot fetch the keys of the token's issuer: tell operations"
 
 
 # --- corruption ---

@@ -93,7 +93,7 @@ class RecipientKeyInvalid(InvalidArgument):
 
 class CredentialMissing(Unauthenticated):
     reason = "CREDENTIAL_MISSING"
-    default_message = "no client certificate was presented"
+    default_message = "no client certificate and no bearer token was presented"
 
 
 class CredentialInvalid(Unauthenticated):
@@ -123,7 +123,12 @@ class TlsVersionTooOld(Unauthenticated):
 
 class CredentialConflict(Unauthenticated):
     reason = "CREDENTIAL_CONFLICT"
-    default_message = "more than one credential was presented; this port takes the certificate only"
+    default_message = "the credentials that were presented contradict each other"
+
+
+class TokenInvalid(Unauthenticated):
+    reason = "TOKEN_INVALID"
+    default_message = "the bearer token is not valid here and now"
 
 
 # --- missing or forbidden ------------------------------------------------------------------------
@@ -338,6 +343,12 @@ class StorageUnavailable(Unavailable):
 class PolicyUnavailable(Unavailable):
     reason = "POLICY_UNAVAILABLE"
     default_message = "no policy set is in force"
+
+
+class IdentityProviderUnavailable(Unavailable):
+    reason = "IDENTITY_PROVIDER_UNAVAILABLE"
+    default_message = "the issuer of this token cannot be asked for its keys right now"
+    retry_after_s = 2.0
 
 
 # --- corruption -----------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 
 OIDC = "oidc:"
 SPIFFE = "spiffe://"
@@ -56,6 +57,22 @@ def principal_of(principal_id: str, instance: str = "0" * 64) -> Principal:
             principal_id, "", "", instance, issuer=issuer, subject=subject, instance_proven=False
         )
     raise ValueError("neither a SPIFFE ID nor oidc:{issuer name}:{subject}")
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedToken:
+    """A bearer token whose signature, issuer and audience are right.
+
+    Attributes:
+        not_before, expires: when it holds; compared anew at each call.
+        certificate: SHA-256 of the client certificate that it is bound to (RFC 8705),
+            hexadecimal; empty if it is bound to none.
+    """
+
+    principal: Principal
+    not_before: datetime
+    expires: datetime
+    certificate: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from typing import Generic, Protocol, TypeVar
 from kms_service.domain.audit import AuditRecord, ChainHead
 from kms_service.domain.catalogue import Alias, Model, Project, Version, WrappedDataKey
 from kms_service.domain.decisions import AccessRequest, Action, Decision, RecordedDecision, Resource
-from kms_service.domain.identity import Principal
+from kms_service.domain.identity import Principal, VerifiedToken
 from kms_service.domain.leases import Lease
 from kms_service.domain.names import AliasName, LeaseName, ModelName, ProjectName, VersionName
 from kms_service.domain.policy import Explanation, PolicySetFiles, PolicySetView, Rehearsal
@@ -344,6 +344,19 @@ class Database(Protocol):
 
         Raises:
             StateUnavailable, StateCorrupt.
+        """
+
+
+# --- identity -------------------------------------------------------------------------------------
+
+
+class TokenVerifier(Protocol):
+    def verify(self, token: str) -> VerifiedToken:
+        """Who a bearer token is of. Verified once a token; its times at each call.
+
+        Raises:
+            TokenInvalid: it is not one of ours, not now, or not for us.
+            IdentityProviderUnavailable: the issuer's keys cannot be had.
         """
 
 

@@ -1,4 +1,4 @@
-"""The gRPC server: mTLS 1.3 only, bounded in every direction."""
+"""The gRPC server: TLS 1.3 only, with client certificates or tokens; bounded in every direction."""
 
 from __future__ import annotations
 
@@ -68,11 +68,24 @@ class CallPools:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
+@dataclass(frozen=True, slots=True)
+class TokenPort:
+    """A further port, for callers with a token instead of a certificate.
+
+    Attributes:
+        listen: `host:port`.
+        credentials: do not ask for a certificate.
+    """
+
+    listen: str
+    credentials: grpc.ServerCredentials
+
+
 class RpcServer:
-    """Our services, health and reflection behind one mTLS port.
+    """Our services, health and reflection behind an mTLS port, and a token port if there is one.
 
     Args:
-        listen: `host:port`.
+        listen: `host:port` of the mTLS port.
         services: descriptor to servicer.
         pipeline: wraps every handler.
         health: answers `grpc.health.v1`.
@@ -87,7 +100,9 @@ class RpcServer:
         health: HealthServicer,
         pools: CallPools,
         limits: ServerLimits,
+        token_port: TokenPort | None = None,
     ) -> None:
+        self._token = token_port
         self._listen = listen
         self._credentials = credentials
         self._pools = pools
@@ -104,18 +119,26 @@ class RpcServer:
         names = [descriptor.full_name for descriptor in services]
         self._register_standard(names, pipeline, health, pools.standard)
         self.port = 0
+        self.token_port = 0
 
     def bind(self) -> None:
-        """Take the port; nothing is answered yet.
+        """Take the ports; nothing is answered yet.
 
         Raises:
-            ConfigurationError: the address cannot be listened on.
+            ConfigurationError: an address cannot be listened on.
         """
-        self._refuse_port_in_use()
+        self.port = self._bind("server.listen", self._listen, self._credentials)
+        if self._token is not None:
+            self.token_port = self._bind(
+                "server.token_listen", self._token.listen, self._token.credentials
+            )
+
+    def _bind(self, setting: str, listen: str, credentials: grpc.ServerCredentials) -> int:
+        _refuse_port_in_use(setting, listen)
         try:
-            self.port = self._server.add_secure_port(self._listen, self._credentials)
+            return self._server.add_secure_port(listen, credentials)
         except RuntimeError as error:
-            raise cannot_listen("server.listen", self._listen, error) from error
+            raise cannot_listen(setting, listen, error) from error
 
     def start(self) -> None:
         """Answer.
@@ -124,7 +147,10 @@ class RpcServer:
             ConfigurationError: TLS 1.2 would be accepted.
         """
         self._server.start()
-        if _accepts_tls_1_2(self._listen, self.port):
+        ports = [(self._listen, self.port)]
+        if self._token is not None:
+            ports.append((self._token.listen, self.token_port))
+        if any(_accepts_tls_1_2(listen, port) for listen, port in ports):
             self._server.stop(0)
             raise ConfigurationError(
                 "server: TLS 1.2 would be accepted, since grpc was used in this process before "
@@ -142,17 +168,6 @@ class RpcServer:
         stopping.wait()
         self._pools.close()
         return ended
-
-    def _refuse_port_in_use(self) -> None:
-        """grpc's own error says only that it failed; a plain bind says why."""
-        host, _, port = self._listen.rpartition(":")
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        try:
-            with socket.socket(family) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind((host.strip("[]"), int(port)))
-        except (OSError, OverflowError) as error:
-            raise cannot_listen("server.listen", self._listen, error) from error
 
     def _register(self, service: str, handlers: Handlers) -> None:
         self._server.add_generic_rpc_handlers(
@@ -175,6 +190,18 @@ class RpcServer:
                 pool,
             )
         )
+
+
+def _refuse_port_in_use(setting: str, listen: str) -> None:
+    """grpc's own error says only that it failed; a plain bind says why."""
+    host, _, port = listen.rpartition(":")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host.strip("[]"), int(port)))
+    except (OSError, OverflowError) as error:
+        raise cannot_listen(setting, listen, error) from error
 
 
 def _options(limits: ServerLimits) -> list[tuple[str, int]]:

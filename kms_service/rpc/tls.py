@@ -2,7 +2,7 @@
 
 grpc asks before each handshake. What is there then but cannot be used (torn, mismatched, empty)
 changes nothing: the last good configuration stays, and a metric tells (F10). There is no state in
-which clients are not verified.
+which clients of the mTLS port are not verified.
 """
 
 from __future__ import annotations
@@ -61,9 +61,11 @@ class TlsMaterial:
     def __repr__(self) -> str:
         return f"TlsMaterial(expires={self.expires.isoformat()})"
 
-    def configuration(self) -> grpc.ServerCertificateConfiguration:
+    def configuration(
+        self, *, ask_for_certificate: bool = True
+    ) -> grpc.ServerCertificateConfiguration:
         return grpc.ssl_server_certificate_configuration(
-            [(self.key, self.certificate_chain)], self.client_ca
+            [(self.key, self.certificate_chain)], self.client_ca if ask_for_certificate else None
         )
 
 
@@ -115,11 +117,18 @@ def load_tls_material(files: TlsFiles) -> TlsMaterial:
 class ReloadingCredentials:
     """Server credentials that follow their files. Safe to use from grpc's threads.
 
+    Args:
+        ask_for_certificate: whether clients must have one; else (the token port) it is not even
+            asked for.
+
     Raises:
         ConfigurationError: the files cannot be used at start.
     """
 
-    def __init__(self, files: TlsFiles, metrics: Metrics) -> None:
+    def __init__(
+        self, files: TlsFiles, metrics: Metrics, *, ask_for_certificate: bool = True
+    ) -> None:
+        self._ask = ask_for_certificate
         self._files = files
         self._metrics = metrics
         self._lock = threading.Lock()
@@ -128,9 +137,9 @@ class ReloadingCredentials:
         material = load_tls_material(files)
         self._in_force(material)
         self.grpc = grpc.dynamic_ssl_server_credentials(
-            material.configuration(),
+            material.configuration(ask_for_certificate=self._ask),
             self._changed,  # type: ignore[arg-type]  # the stub forgot that None means no change
-            require_client_authentication=True,
+            require_client_authentication=self._ask,
         )
 
     def _changed(self) -> grpc.ServerCertificateConfiguration | None:
@@ -141,7 +150,7 @@ class ReloadingCredentials:
                 return None
             try:
                 material = load_tls_material(self._files)
-                configuration = material.configuration()
+                configuration = material.configuration(ask_for_certificate=self._ask)
             except Exception as error:
                 # Whatever it is, a handshake must go on with the last good configuration.
                 self._refused(error, signature)

@@ -25,7 +25,7 @@ from kms_service.telemetry.steps import StepTimes
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 OTHER = "other"
-CACHES = ("certificate", "policy_decision", "transport_session")
+CACHES = ("certificate", "policy_decision", "token", "transport_session")
 _LATENCY_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
 
 
@@ -178,6 +178,11 @@ class Metrics:
         )
         self.artifact_bytes_read = self._artifact_bytes.labels(direction="read")
         self.artifact_bytes_written = self._artifact_bytes.labels(direction="written")
+        self.issuer_keys_current = self._gauge(
+            "modelkms_issuer_keys_current",
+            "0 while the keys of a token issuer are older than they should be",
+        )
+        self.issuer_keys_current.set(1)
         self.dependency_up = Gauge(
             "modelkms_dependency_up",
             "1 while the last probe of the dependency succeeded",

@@ -19,12 +19,13 @@ from google.rpc import error_details_pb2  # type: ignore[import-untyped]  # no s
 from grpc_health.v1.health import HealthServicer
 from grpc_status import rpc_status
 
+from kms_service.domain.ports import TokenVerifier
 from kms_service.rpc.authentication import Authenticator
 from kms_service.rpc.error_table import reasons
 from kms_service.rpc.pipeline import Pipeline
 from kms_service.rpc.pool import FairShare
 from kms_service.rpc.registration import full_methods
-from kms_service.rpc.server import CallPools, RpcServer, ServerLimits
+from kms_service.rpc.server import CallPools, RpcServer, ServerLimits, TokenPort
 from kms_service.rpc.tls import ReloadingCredentials, TlsFiles
 from kms_service.telemetry.logging import configure_logging
 from kms_service.telemetry.metrics import Metrics
@@ -76,8 +77,10 @@ def running_server(
     authority: TestAuthority | None = None,
     limits: ServerLimits | None = None,
     share: int = 12,
+    tokens: TokenVerifier | None = None,
 ) -> Iterator[RunningServer]:
-    """Start the shipped server over `services`; stop it at the end."""
+    """Start the shipped server over `services`; stop it at the end. With `tokens`, it has a token
+    port too."""
     authority = authority or TestAuthority(TRUST_DOMAIN)
     limits = limits or ServerLimits(threads=4, streams=2)
     log = io.StringIO()
@@ -89,7 +92,9 @@ def running_server(
     )
     pools = CallPools(limits)
     wall = WallClock()
-    pipeline = Pipeline(Authenticator([TRUST_DOMAIN], wall), FairShare(pools.unary, share), metrics)
+    pipeline = Pipeline(
+        Authenticator([TRUST_DOMAIN], wall, tokens=tokens), FairShare(pools.unary, share), metrics
+    )
     health = HealthServicer()
     server = RpcServer(
         "127.0.0.1:0",
@@ -99,6 +104,11 @@ def running_server(
         health,
         pools,
         limits,
+        TokenPort(
+            "127.0.0.1:0", ReloadingCredentials(files, metrics, ask_for_certificate=False).grpc
+        )
+        if tokens is not None
+        else None,
     )
     server.bind()
     server.start()

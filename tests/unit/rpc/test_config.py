@@ -214,3 +214,41 @@ def test_a_wrong_value_is_not_echoed(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError) as caught:
         load(write(tmp_path, text), {})
     assert canary not in caught.value.message
+
+
+ISSUER = """
+[[issuers]]
+name = "k8s"
+issuer = "https://issuer.example"
+audiences = ["modelkms"]
+ca_file = "ca.pem"
+"""
+
+
+def test_issuers_of_tokens(tmp_path: Path) -> None:
+    config = load(write(tmp_path, GOOD + ISSUER), {"MODELKMS_SERVER__SERVER__TOKEN_LISTEN": "h:1"})
+    (issuer,) = config.issuers
+    assert (issuer.name, issuer.audiences) == ("k8s", ("modelkms",))
+    assert issuer.ca_file == tmp_path / "ca.pem"
+    assert issuer.algorithms == ("RS256", "ES256")
+
+
+@pytest.mark.parametrize(
+    ("further", "environment", "told"),
+    [
+        ("", {"SERVER__TOKEN_LISTEN": "h:1"}, "needs at least one of"),
+        (ISSUER + ISSUER, {}, "two have the same name"),
+        (ISSUER.replace("https:", "http:"), {}, "issuers.0.issuer"),
+        (ISSUER + 'algorithms = ["HS256"]\n', {}, "issuers.0.algorithms.0"),
+        (ISSUER + 'algorithms = ["none"]\n', {}, "issuers.0.algorithms.0"),
+        (ISSUER + "algorithms = []\n", {}, "issuers.0.algorithms"),
+        (ISSUER.replace('"k8s"', '"a:b"'), {}, "issuers.0.name"),
+    ],
+)
+def test_issuers_that_would_be_unsafe(
+    tmp_path: Path, further: str, environment: dict[str, str], told: str
+) -> None:
+    overrides = {f"MODELKMS_SERVER__{name}": value for name, value in environment.items()}
+    with pytest.raises(ConfigurationError) as caught:
+        load(write(tmp_path, GOOD + further), overrides)
+    assert told in caught.value.message
