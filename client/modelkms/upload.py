@@ -9,7 +9,13 @@ from typing import BinaryIO
 import grpc
 from modelkms_api.v1.artifact_service_pb2 import GetWriteStatusRequest, WriteArtifactRequest
 
-from modelkms.errors import AnswerInvalid, ArtifactMismatch, ModelKmsError, UploadOffsetWrong
+from modelkms.errors import (
+    AnswerInvalid,
+    ArtifactMismatch,
+    ConcurrentUpdate,
+    ModelKmsError,
+    UploadOffsetWrong,
+)
 from modelkms.session import ATTEMPTS, Session, may_retry
 from modelkms.stall import StallGuard, guarded
 from modelkms.types import Progress, ProgressCallback
@@ -128,9 +134,11 @@ class _Stalled(grpc.RpcError):
 
 
 def _go_on(error: grpc.RpcError, told: ModelKmsError) -> bool:
+    # The writer that ConcurrentUpdate speaks of may be a broken stream of our own, or of a killed
+    # push that we are the rerun of: the service lets go of it a moment after the connection.
     return (
         may_retry(error, told)
-        or isinstance(told, UploadOffsetWrong)
+        or isinstance(told, UploadOffsetWrong | ConcurrentUpdate)
         or error.code() in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
     )
 

@@ -20,6 +20,7 @@ from modelkms.errors import (
     ArtifactCorrupt,
     ArtifactMismatch,
     ArtifactMissing,
+    ConcurrentUpdate,
     LocalDiskFull,
     StorageUnavailable,
     VersionNotFinalized,
@@ -379,6 +380,31 @@ def test_f51_an_upload_without_progress_is_given_up(session: Session, store: Sto
 
     store.before_chunk = fail
     with pytest.raises(StorageUnavailable):
+        send(session)
+    assert len(store.writes) <= 2 * ATTEMPTS
+
+
+def test_f50_the_broken_stream_of_a_killed_push_is_waited_for(
+    session: Session, store: Store
+) -> None:
+    def held(call: int, offset: int) -> None:
+        if call <= 2:
+            raise service_errors.ConcurrentUpdate
+
+    store.before_chunk = held
+    send(session)
+    assert store.content == CONTENT
+
+
+def test_f50_a_push_that_another_one_is_writing_too_is_given_up(
+    session: Session, store: Store
+) -> None:
+    def held(call: int, offset: int) -> None:
+        del store.content[CHUNK_BYTES:]
+        raise service_errors.ConcurrentUpdate
+
+    store.before_chunk = held
+    with pytest.raises(ConcurrentUpdate):
         send(session)
     assert len(store.writes) <= 2 * ATTEMPTS
 
