@@ -42,9 +42,16 @@ def project_name(project: str | None) -> str:
 
 
 def resolve(session: Session, name: str, attributes: Mapping[str, str] | None) -> VersionInfo:
+    return resolve_located(session, name, attributes)[0]
+
+
+def resolve_located(
+    session: Session, name: str, attributes: Mapping[str, str] | None
+) -> tuple[VersionInfo, str]:
+    """The version, and a presigned link to its artifact: empty where the store signs none."""
     request = model_service_pb2.ResolveModelRequest(name=name, attributes=attributes or {})
     answer = session.call(session.models.ResolveModel, request)
-    return require_meant(name, convert.version(answer.version))
+    return require_meant(name, convert.version(answer.version)), answer.artifact.url
 
 
 def require_meant(name: str, version: VersionInfo) -> VersionInfo:

@@ -125,8 +125,9 @@ class Client:
         Raises:
             LocalDiskFull, LocalDiskError, CacheUnsafe: the cache cannot hold it.
         """
-        version = self.resolve(ref)
-        self._downloader.prefetch(version, progress)
+        name = self.reference(ref).resource_name
+        version, link = catalogue.resolve_located(self._session, name, None)
+        self._downloader.prefetch(version, progress, link)
         return version
 
     def stored(self, path: str | Path) -> AbstractContextManager[StoredArtifact]:

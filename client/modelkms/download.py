@@ -10,9 +10,10 @@ from collections.abc import Callable
 from typing import BinaryIO
 
 import grpc
-from modelkms_api.artifact import PinDigest
 from modelkms_api.v1.artifact_service_pb2 import ReadArtifactRequest
 
+from modelkms import catalogue
+from modelkms.artifact.pin import ParallelDigest
 from modelkms.cache import ArtifactCache
 from modelkms.errors import (
     ArtifactChanged,
@@ -23,6 +24,7 @@ from modelkms.errors import (
     VersionNotFinalized,
 )
 from modelkms.folders import local_error
+from modelkms.linked import LinkedObject, ObjectChanged
 from modelkms.pins import HEAD_BYTES, check_head
 from modelkms.session import ATTEMPTS, Session, may_retry
 from modelkms.stall import guarded
@@ -55,11 +57,14 @@ class Downloader:
         version: VersionInfo,
         progress: ProgressCallback | None = None,
         authenticates: Authenticates | None = None,
+        link: str = "",
     ) -> BinaryIO:
         """The artifact of a version, verified against its pin; uncached if the cache is full.
 
         Args:
             authenticates: used only to tell a damaged object from a forged one.
+            link: presigned, as the service gave it with the version; empty: read through the
+                service.
 
         Raises:
             ArtifactCorrupt, ArtifactMismatch, ArtifactChanged: the store has not what was pinned.
@@ -70,9 +75,7 @@ class Downloader:
         pin = require_pin(version)
 
         def fill(file: BinaryIO) -> None:
-            _Download(self._session, version, pin, progress, self._piece_bytes, authenticates).run(
-                file
-            )
+            self._download(version, pin, progress, authenticates, link).run(file)
 
         try:
             return self._cache.get_or_fill(version.artifact_id, pin, fill)
@@ -89,14 +92,31 @@ class Downloader:
             raise
         return file
 
-    def prefetch(self, version: VersionInfo, progress: ProgressCallback | None = None) -> None:
+    def prefetch(
+        self,
+        version: VersionInfo,
+        progress: ProgressCallback | None = None,
+        link: str = "",
+    ) -> None:
         """Fill the cache.
 
         Raises: as `open`; a full cache is an error here.
         """
         pin = require_pin(version)
-        download = _Download(self._session, version, pin, progress, self._piece_bytes, None)
+        download = self._download(version, pin, progress, None, link)
         self._cache.get_or_fill(version.artifact_id, pin, download.run).close()
+
+    def _download(
+        self,
+        version: VersionInfo,
+        pin: PinInfo,
+        progress: ProgressCallback | None,
+        authenticates: Authenticates | None,
+        link: str,
+    ) -> _Download:
+        return _Download(
+            self._session, version, pin, progress, self._piece_bytes, authenticates, link
+        )
 
     def drop(self, version: VersionInfo) -> None:
         """Forget a cached artifact that does not authenticate."""
@@ -114,6 +134,7 @@ class _Download:
         progress: ProgressCallback | None,
         piece_bytes: int,
         authenticates: Authenticates | None,
+        link: str,
     ) -> None:
         self._session = session
         self._version = version
@@ -121,17 +142,24 @@ class _Download:
         self._progress = progress
         self._piece_bytes = piece_bytes
         self._authenticates = authenticates
+        self._link = link
 
     def run(self, file: BinaryIO) -> None:
         """Fill and verify `file`. Bytes that are in it already came from an attempt before.
 
-        An object replaced between two reads shows as a wrong digest of what was read in parts; it
-        is read anew, at most twice, and only in one go can it be told to be the wrong one (F46).
+        An object replaced between two reads shows by its ETag, or as a wrong digest of what was
+        read in parts; it is read anew, at most twice, and only in one go can it be told to be the
+        wrong one (F46).
         """
         for _ in range(1 + _RESTARTS):
-            digest = PinDigest()
+            digest = ParallelDigest()
             in_parts = self._take_up(file, digest)
-            in_parts |= self._stream(file, digest)
+            try:
+                in_parts |= self._ranges(file, digest) if self._link else self._stream(file, digest)
+            except ObjectChanged:
+                _log.info("the object of %s was replaced; beginning anew", self._version.reference)
+                file.truncate(0)
+                continue
             if digest.digest() == self._pin.digest:
                 check_head(file, self._version, self._pin)
                 return
@@ -150,17 +178,45 @@ class _Download:
             f"the artifact of {self._version.reference} changed each time while it was read"
         )
 
-    def _take_up(self, file: BinaryIO, digest: PinDigest) -> bool:
+    def _take_up(self, file: BinaryIO, digest: ParallelDigest) -> bool:
         """Go on after what is there; whether there was anything."""
         file.seek(0, os.SEEK_END)
         if file.tell() > self._pin.length_bytes:
             file.truncate(0)
         file.seek(0)
         while data := file.read(_READ_BYTES):
-            digest.update(data)
+            digest.add(file.tell() - len(data), memoryview(data))
         return file.tell() > 0
 
-    def _stream(self, file: BinaryIO, digest: PinDigest) -> bool:
+    def _ranges(self, file: BinaryIO, digest: ParallelDigest) -> bool:
+        """Append the rest by the link; whether it may be of several states of the object."""
+        offset = file.tell()
+        self._tell(offset)
+        if offset == self._pin.length_bytes:
+            return True
+        store = self._session.profile.store
+        stored = LinkedObject(
+            self._session,
+            self._link,
+            self._new_link,
+            self._version.reference,
+            self._pin.length_bytes,
+            store.ca_file if store is not None else None,
+        )
+
+        def appended(before: int, end: int) -> None:
+            if before < HEAD_BYTES:
+                check_head(file, self._version, self._pin)
+            self._tell(end)
+
+        stored.append_to(file, offset, digest, appended)
+        return offset > 0 or not stored.pinned
+
+    def _new_link(self) -> str:
+        """Presigned, for this very version."""
+        return catalogue.resolve_located(self._session, self._version.name, None)[1]
+
+    def _stream(self, file: BinaryIO, digest: ParallelDigest) -> bool:
         """Append the rest; whether it took more than one unbroken stream."""
         first_offset = offset = file.tell()
         length, failures, streams = self._pin.length_bytes, 0, 0
@@ -186,7 +242,7 @@ class _Download:
                 )
         return streams > 1 or first_offset > 0
 
-    def _piece(self, file: BinaryIO, digest: PinDigest, offset: int) -> int:
+    def _piece(self, file: BinaryIO, digest: ParallelDigest, offset: int) -> int:
         """One ReadArtifact call; the new offset."""
         length = self._pin.length_bytes
         wanted = length - offset
@@ -206,7 +262,7 @@ class _Download:
                         f"{length:,} bytes that were published"
                     )
                 _append(file, answer.data)
-                digest.update(answer.data)
+                digest.add(offset, memoryview(answer.data))
                 head_seen = offset >= HEAD_BYTES
                 offset += len(answer.data)
                 if not head_seen and offset >= min(HEAD_BYTES, length):

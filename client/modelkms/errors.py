@@ -410,6 +410,12 @@ class MemoryStorageMissing(LocalError):
     default_hint = "mount a tmpfs at /dev/shm, or read the model with .read() and .open()"
 
 
+class LibraryMissing(LocalError):
+    """A library that is needed for this is not installed: it belongs to an extra."""
+
+    default_reason = "LIBRARY_MISSING"
+
+
 class PushInProgress(LocalError):
     """Another process on this machine pushes the same path to the same reference."""
 

@@ -47,18 +47,21 @@ def lease_key(session: Session, name: str, attributes: Mapping[str, str] | None)
         lease_duration=answer.lease_duration,
     )
     data_key = offer.open(answer.data_key, binding)
-    return LeasedKey(version, lease, data_key, sent_s, sent_s + _seconds(answer.lease_duration))
+    end_s = sent_s + _seconds(answer.lease_duration)
+    return LeasedKey(version, lease, data_key, sent_s, end_s, answer.artifact.url)
 
 
 @dataclass(frozen=True, slots=True)
 class LeasedKey:
-    """A key and for how long; times in seconds of `boottime_s`."""
+    """A key and for how long; times in seconds of `boottime_s`. `link`: to the artifact, presigned;
+    empty where the store signs none."""
 
     version: VersionInfo
     lease: LeaseInfo
     data_key: SecretBytes
     sent_s: float
     end_s: float
+    link: str
 
     @property
     def renew_at_s(self) -> float:

@@ -56,7 +56,7 @@ def open_model(
 ) -> OpenedModel:
     """Lease the data key, get the artifact, open it. `name` is a resource name."""
     leased = lease_key(session, name, attributes)
-    source = _Source(downloader, leased.version, leased.data_key, progress)
+    source = _Source(downloader, leased.version, leased.data_key, progress, leased.link)
     copy: _Copy | None = None
     try:
         copy = source.open()
@@ -337,11 +337,13 @@ class _Source:
         version: VersionInfo,
         data_key: SecretBytes,
         progress: ProgressCallback | None,
+        link: str,
     ) -> None:
         self._downloader = downloader
         self._version = version
         self._data_key = data_key
         self._progress = progress
+        self._link = link
 
     def open(self) -> _Copy:
         try:
@@ -359,7 +361,7 @@ class _Source:
         return self._open()
 
     def _open(self) -> _Copy:
-        file = self._downloader.open(self._version, self._progress, self._authenticates)
+        file = self._downloader.open(self._version, self._progress, self._authenticates, self._link)
         try:
             return _Copy(self._read(file), file)
         except BaseException:

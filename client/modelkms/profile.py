@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import platformdirs
+from modelkms_api.object_store import BucketKind
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from modelkms.errors import ProfileInvalid
@@ -60,6 +61,30 @@ class VaultProfile(BaseModel):
     )
 
 
+class StoreProfile(BaseModel):
+    """The object store behind the service, as this client reaches it.
+
+    Without a bucket there is nothing but what reading by presigned links needs. With one, pushes go
+    to it directly, by this client's own credentials; it must be the service's.
+
+    Attributes:
+        kind, bucket, prefix, endpoint, region, account: as in the service's `[store]`.
+        ca_file: PEM bundle trusted beside the system's, also for links.
+        credentials_file: of this client; None: what the environment has.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: BucketKind = "s3"
+    bucket: str | None = None
+    prefix: str = ""
+    endpoint: str | None = None
+    region: str | None = None
+    account: str | None = None
+    ca_file: Path | None = None
+    credentials_file: Path | None = None
+
+
 class Profile(BaseModel):
     """Everything `modelkms.connect` needs to know.
 
@@ -74,6 +99,7 @@ class Profile(BaseModel):
         state_dir: for the spool of pushes; None: the user's state folder.
         cache_max_bytes: the oldest entries go when the cache grows over this.
         vault: an officer's way to Vault.
+        store: the object store, where pushes go to it directly or links need a CA of their own.
         source: the file it came from; None if from environment and keywords alone.
     """
 
@@ -91,6 +117,7 @@ class Profile(BaseModel):
     state_dir: Path | None = None
     cache_max_bytes: Annotated[int, Field(ge=0)] = 64 << 30
     vault: VaultProfile | None = None
+    store: StoreProfile | None = None
     source: Annotated[Path | None, Field(exclude=True)] = None
 
     @classmethod
@@ -164,6 +191,9 @@ class Profile(BaseModel):
         return str(self.source) if self.source else "the environment"
 
 
+_SECTIONS: Mapping[str, type[BaseModel]] = {"vault": VaultProfile, "store": StoreProfile}
+
+
 def profiles_folder() -> Path:
     """Where profiles chosen by name lie."""
     return platformdirs.user_config_path("modelkms") / "profiles"
@@ -207,8 +237,8 @@ def _resolve(fields: dict[str, Any], model: type[BaseModel], base: Path) -> dict
     for name, value in fields.items():
         if name in _path_fields(model) and isinstance(value, str | Path):
             resolved[name] = base / Path(value).expanduser()
-        elif name == "vault" and model is Profile and isinstance(value, dict):
-            resolved[name] = _resolve(value, VaultProfile, base)
+        elif name in _SECTIONS and model is Profile and isinstance(value, dict):
+            resolved[name] = _resolve(value, _SECTIONS[name], base)
     return resolved
 
 
@@ -217,19 +247,20 @@ def _path_fields(model: type[BaseModel]) -> frozenset[str]:
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
-    """`MODELKMS_ENDPOINT`, …; `MODELKMS_VAULT__ADDRESS`, … for the section. Empty means unset."""
+    """`MODELKMS_ENDPOINT`, …; `MODELKMS_VAULT__ADDRESS`, … for a section. Empty means unset."""
     found: dict[str, Any] = {}
-    for name in Profile.model_fields.keys() - {"vault", "source"}:
+    for name in Profile.model_fields.keys() - {*_SECTIONS, "source"}:
         value = environment.get(ENVIRONMENT_PREFIX + name.upper(), "")
         if value:
             found[name] = value.split() if name == "token_exec" else value
-    vault = {
-        name: value
-        for name in VaultProfile.model_fields
-        if (value := environment.get(f"{ENVIRONMENT_PREFIX}VAULT__{name.upper()}", ""))
-    }
-    if vault:
-        found["vault"] = vault
+    for section, model in _SECTIONS.items():
+        values = {
+            name: value
+            for name in model.model_fields
+            if (value := environment.get(f"{ENVIRONMENT_PREFIX}{section}__{name}".upper(), ""))
+        }
+        if values:
+            found[section] = values
     return _resolve(found, Profile, Path.cwd())
 
 
@@ -245,8 +276,9 @@ def _overrides(given: dict[str, object]) -> dict[str, Any]:
 
 def _merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
     merged = {**low, **high}
-    if isinstance(low.get("vault"), dict) and isinstance(high.get("vault"), dict):
-        merged["vault"] = {**low["vault"], **high["vault"]}
+    for section in _SECTIONS:
+        if isinstance(low.get(section), dict) and isinstance(high.get(section), dict):
+            merged[section] = {**low[section], **high[section]}
     return merged
 
 

@@ -14,10 +14,13 @@ from modelkms_api.encoding import length_prefixed
 from modelkms_api.v1 import model_service_pb2, resources_pb2
 
 from modelkms import convert
+from modelkms.artifact.reader import read_header
 from modelkms.artifact.source import Source, look_at
 from modelkms.artifact.writer import write_artifact
+from modelkms.bucket import DirectStore
 from modelkms.errors import (
     AnswerInvalid,
+    ArtifactMismatch,
     LocalDiskFull,
     ModelNotFoundOrDenied,
     SourceChanged,
@@ -176,6 +179,9 @@ def _send(
 ) -> Pushed:
     """Upload what is in the spool, finalize the version, forget the spool."""
     pin = push.pin
+    store = session.profile.store
+    if store is not None and store.bucket is not None:
+        return _send_directly(session, DirectStore(store), spool, push, promote, progress, resumed)
     with spool.open() as file:
         try:
             upload(session, push.version, file, pin.length_bytes, progress)
@@ -183,6 +189,40 @@ def _send(
             # Finalized already, and the answer was lost. With this pin, finalizing says so again;
             # with another, it raises.
             _log.info("%s is uploaded already", people_form(push.version))
+    return _finalize(session, spool, push, promote, resumed)
+
+
+def _send_directly(
+    session: Session,
+    store: DirectStore,
+    spool: Spool,
+    push: SpooledPush,
+    promote: bool,
+    progress: ProgressCallback | None,
+    resumed: bool,
+) -> Pushed:
+    """As `_send`, into the store itself: all of the object, unless it is there already."""
+    length = push.pin.length_bytes
+    with spool.open() as file:
+        artifact_id = read_header(file).artifact_id
+        there = resumed and store.has(artifact_id, length)
+        if not there:
+            store.put(artifact_id, file, length, progress)
+        try:
+            return _finalize(session, spool, push, promote, resumed)
+        except ArtifactMismatch:
+            if not there:
+                raise
+        # What was there is something else of the same length. Ours is whole, in the spool.
+        _log.warning("the stored object of %s is not ours: storing it anew", push.version)
+        store.put(artifact_id, file, length, progress)
+    return _finalize(session, spool, push, promote, resumed)
+
+
+def _finalize(
+    session: Session, spool: Spool, push: SpooledPush, promote: bool, resumed: bool
+) -> Pushed:
+    pin = push.pin
     request = model_service_pb2.FinalizeVersionRequest(
         name=push.version,
         pin=resources_pb2.ArtifactPin(

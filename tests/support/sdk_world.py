@@ -19,6 +19,7 @@ from modelkms_api.v1 import (
 )
 
 from kms_service.domain.decisions import Action
+from kms_service.domain.ports import ArtifactStore
 from kms_service.rpc.access_service import AccessServicer
 from kms_service.rpc.artifact_service import ArtifactServicer
 from kms_service.rpc.error_table import reasons
@@ -72,9 +73,12 @@ class SdkWorld:
 
 
 @contextmanager
-def sdk_world(folder: Path, template: Path) -> Iterator[SdkWorld]:
+def sdk_world(
+    folder: Path, template: Path, store: ArtifactStore | None = None
+) -> Iterator[SdkWorld]:
+    """`store`: of artifacts, instead of a folder."""
     (folder / "world").mkdir()
-    world = World(folder / "world", template)
+    world = World(folder / "world", template, store)
     world.publisher()
     world.reader("reader")
     world.reader("publisher")
