@@ -44,10 +44,17 @@ from kms_service.adapters.oidc import Issuer, TokenVerifier
 from kms_service.adapters.vault import VaultMasterKeys
 from kms_service.adapters.vault_session import VaultSession, VaultSettings
 from kms_service.adapters.vault_signing import VaultNoteSigner
+from kms_service.adapters.vault_tombstones import VaultTombstones, WithheldMasterKeys
 from kms_service.audit_checkpoints import AuditCheckpoints
 from kms_service.config import CheckpointSection, Config, IssuerSection, StoreSection
 from kms_service.domain.errors import ConfigurationError
-from kms_service.domain.ports import ArtifactStore, AuditLog, CheckpointStore, Clock
+from kms_service.domain.ports import (
+    ArtifactStore,
+    AuditLog,
+    CheckpointStore,
+    Clock,
+    MasterKeys,
+)
 from kms_service.observation import (
     lease_counter,
     master_key_surveyor,
@@ -82,6 +89,7 @@ from kms_service.usecases.create_model import CreateModel
 from kms_service.usecases.create_project import CreateProject
 from kms_service.usecases.create_version import CreateVersion
 from kms_service.usecases.decision_journal import DecisionJournal, JournaledPolicy
+from kms_service.usecases.destroy_version import DestroyVersion
 from kms_service.usecases.expire_pending import ExpirePending
 from kms_service.usecases.finalize_version import FinalizeVersion
 from kms_service.usecases.get_master_key import GetMasterKey
@@ -92,6 +100,7 @@ from kms_service.usecases.renew_lease import RenewLease
 from kms_service.usecases.resolve_model import ResolveModel
 from kms_service.usecases.revoke_leases import RevokeLeases
 from kms_service.usecases.set_alias import SetAlias
+from kms_service.usecases.shred_versions import ShredVersions
 from kms_service.usecases.standing import Standing
 from kms_service.usecases.sweep_orphans import SweepOrphans
 from kms_service.usecases.upload_artifact import UploadArtifact
@@ -108,6 +117,8 @@ _SURVEY_EVERY_S = 30.0
 _EXPIRE_EVERY_S = 300.0
 _SESSIONS_EVERY_S = 60.0
 _SWEEP_EVERY_S = 6 * 3600.0
+_SHRED_EVERY_S = 60.0
+_TOMBSTONES_EVERY_S = 60.0
 _SHARE_OF_THREADS = 0.75
 
 _MODELS = model_service_pb2.DESCRIPTOR.services_by_name["ModelService"]
@@ -140,7 +151,7 @@ def build(config: Config) -> Service:
     )
     credentials = ReloadingCredentials(tls_files(config), metrics)
     adapters = _adapters(config, metrics)
-    watch_vault(metrics, adapters.master_keys, adapters.data_keys)
+    watch_vault(metrics, adapters.vault, adapters.data_keys)
     watch_transport(metrics, adapters.transport)
     watch_audit(metrics, adapters.audit)
     checkpoints = _checkpoints(config, adapters, metrics)
@@ -198,7 +209,7 @@ def build(config: Config) -> Service:
                 adapters.journal.flush,
                 *([checkpoints.ship_last] if checkpoints is not None else []),
                 adapters.audit.close,
-                adapters.master_keys.close,
+                adapters.vault.close,
                 adapters.database.close,
             ),
             port_file=server.port_file,
@@ -230,7 +241,10 @@ class Adapters:
 
     database: sql.SqlDatabase
     clock: LogicalClock
-    master_keys: VaultMasterKeys
+    vault: VaultMasterKeys
+    tombstones: VaultTombstones
+    master_keys: WithheldMasterKeys
+    """`vault`, but for versions with a tombstone."""
     data_keys: DataKeyCache
     tokens: TokenVerifier | None
     policy: CedarPolicyEngine
@@ -271,8 +285,13 @@ def database_options(config: Config) -> sql.EngineOptions:
 
 def open_vault(config: Config) -> VaultMasterKeys:
     """Does not connect yet."""
+    return VaultMasterKeys(open_vault_session(config), config.vault.transit_mount)
+
+
+def open_vault_session(config: Config) -> VaultSession:
+    """Does not connect yet."""
     vault = config.vault
-    session = VaultSession(
+    return VaultSession(
         VaultSettings(
             address=vault.address,
             ca_file=vault.ca_file,
@@ -285,7 +304,6 @@ def open_vault(config: Config) -> VaultMasterKeys:
             connections=vault.connections,
         )
     )
-    return VaultMasterKeys(session, vault.transit_mount)
 
 
 def open_tokens(
@@ -395,12 +413,20 @@ def _adapters(config: Config, metrics: Metrics) -> Adapters:
     policy, reloader = open_policy(config, metrics)
     database = open_database(config)
     clock = LogicalClock(database, wall=database.wall)
-    master_keys = open_vault(config)
+    session = open_vault_session(config)
+    vault = VaultMasterKeys(session, config.vault.transit_mount)
+    tombstones = VaultTombstones(session, config.vault.kv_mount)
+    master_keys = WithheldMasterKeys(vault, tombstones)
+    data_keys = _data_key_cache(config, master_keys, metrics)
+    # Here or on another replica: no key of a destroyed version stays in memory.
+    tombstones.when_found(lambda: data_keys.flush("destroyed"))
     return Adapters(
         database=database,
         clock=clock,
+        vault=vault,
+        tombstones=tombstones,
         master_keys=master_keys,
-        data_keys=_data_key_cache(config, master_keys, metrics),
+        data_keys=data_keys,
         tokens=open_tokens(config, clock, metrics.cache("token")),
         policy=policy,
         policy_reloader=reloader,
@@ -448,6 +474,7 @@ def _servicers(
                 gate=gate, database=database, store=store, clock=clock
             ),
             change_state=ChangeVersionState(gate=gate, database=database, clock=clock),
+            destroy=DestroyVersion(gate=gate, database=database, clock=clock),
             set_alias=SetAlias(gate=gate, database=database, clock=clock),
             resolve_model=ResolveModel(gate=gate, store=store, clock=clock),
         ),
@@ -525,8 +552,15 @@ def _timers(
         clock=adapters.clock,
         grace=timedelta(seconds=config.store.orphan_grace_s),
     )
+    shred = ShredVersions(
+        database=adapters.database,
+        tombstones=adapters.tombstones,
+        store=adapters.store,
+        audit=audit,
+        clock=adapters.clock,
+    )
     count_leases = lease_counter(metrics, adapters.database, adapters.clock)
-    survey = master_key_surveyor(metrics, adapters.database, adapters.master_keys)
+    survey = master_key_surveyor(metrics, adapters.database, adapters.vault)
     timers = [
         Timer("probe", _PROBE_EVERY_S, readiness.probe),
         Timer("clock-mark", _MARK_EVERY_S, adapters.clock.store_mark),
@@ -537,6 +571,8 @@ def _timers(
         Timer("sessions", _SESSIONS_EVERY_S, adapters.transport.forget_ended_sessions),
         Timer("expire-pending", _EXPIRE_EVERY_S, lambda: metrics.versions_expired.inc(expire())),
         Timer("sweep-orphans", _SWEEP_EVERY_S, lambda: metrics.orphans_swept.inc(sweep())),
+        Timer("shred", _SHRED_EVERY_S, lambda: metrics.versions_destroyed.inc(shred())),
+        Timer("tombstones", _TOMBSTONES_EVERY_S, adapters.tombstones.uids),
     ]
     if adapters.tokens is not None:
         timers.append(Timer("issuers", _ISSUERS_EVERY_S, _key_refresher(adapters.tokens, metrics)))
@@ -550,7 +586,7 @@ def _key_refresher(tokens: TokenVerifier, metrics: Metrics) -> Callable[[], None
     return refresh
 
 
-def _data_key_cache(config: Config, master_keys: VaultMasterKeys, metrics: Metrics) -> DataKeyCache:
+def _data_key_cache(config: Config, master_keys: MasterKeys, metrics: Metrics) -> DataKeyCache:
     sources = {result: metrics.data_keys.labels(source=result.value) for result in CacheResult}
     return DataKeyCache(
         timed(master_keys, metrics.steps.step("vault"), but=("probe",)),
@@ -571,7 +607,7 @@ def _checkpoints(config: Config, adapters: Adapters, metrics: Metrics) -> AuditC
         CheckpointAudit(
             chain=adapters.audit,
             database=adapters.database,
-            signer=note_signer(adapters.master_keys, place),
+            signer=note_signer(adapters.vault, place),
             store=open_checkpoint_store(place),
             clock=adapters.clock,
             origin=place.origin,

@@ -169,6 +169,8 @@ class VaultSection(_Section):
     transit_mount: str = "transit"
     master_key_template: str = Field(default="modelkms-{project}", pattern=r"^[a-z0-9{}-]+$")
     """Name of a project's transit key."""
+    kv_mount: str = "modelkms"
+    """Key-value engine, version 2: tombstones of destroyed versions, registry of backups."""
     approle_mount: str = "approle"
     role_id_file: ConfigPath | None = None
     secret_id_file: ConfigPath | None = None

@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 
+from kms_service.adapters.vault_tombstones import VaultTombstones
 from kms_service.bootstrap import (
     issuer_of,
     open_database,
     open_policy,
     open_store,
     open_vault,
+    open_vault_session,
     tls_files,
 )
 from kms_service.config import Config
@@ -36,6 +38,7 @@ def live_checks(config: Config) -> Iterator[tuple[str, Callable[[], object]]]:
     yield "audit folder", lambda: _can_be_written("audit.folder", config.audit.folder)
     yield "Vault: answers, unsealed", lambda: _vault_answers(config)
     yield "Vault: login, and every project's master key", lambda: _master_keys_usable(config)
+    yield "Vault: tombstones of destroyed versions", lambda: _tombstones_readable(config)
 
 
 def _store_can_be_written(config: Config) -> None:
@@ -68,6 +71,11 @@ def _can_be_written(field: str, folder: Path) -> None:
 def _vault_answers(config: Config) -> None:
     with closing(open_vault(config)) as vault:
         vault.probe()
+
+
+def _tombstones_readable(config: Config) -> None:
+    with closing(open_vault_session(config)) as session:
+        VaultTombstones(session, config.vault.kv_mount).uids()
 
 
 def _master_keys_usable(config: Config) -> None:

@@ -133,6 +133,28 @@ def disable(session: Session, name: str) -> VersionInfo:
     return convert.version(session.call(session.models.DisableVersion, request))
 
 
+def destroy(
+    session: Session, name: str, wait: timedelta | None, *, delete_artifact: bool
+) -> VersionInfo:
+    request = model_service_pb2.DestroyVersionRequest(
+        name=name, wait=_duration(wait), delete_artifact=delete_artifact
+    )
+    # Not repeated after a lost reply: the second would say VERSION_DESTROY_SCHEDULED of our own.
+    answer = session.call(session.models.DestroyVersion, request, idempotent=False)
+    return convert.version(answer)
+
+
+def confirm_destroy(session: Session, name: str) -> VersionInfo:
+    request = model_service_pb2.ConfirmDestroyVersionRequest(name=name)
+    return convert.version(session.call(session.models.ConfirmDestroyVersion, request))
+
+
+def restore(session: Session, name: str) -> VersionInfo:
+    request = model_service_pb2.RestoreVersionRequest(name=name)
+    answer = session.call(session.models.RestoreVersion, request, idempotent=False)
+    return convert.version(answer)
+
+
 def list_leases(
     session: Session, parent: str, principal: str, model: str, *, show_ended: bool
 ) -> list[LeaseInfo]:

@@ -191,6 +191,48 @@ class Client:
         version = self.reference(version_ref).require_version()
         return catalogue.disable(self._session, version)
 
+    def destroy(
+        self,
+        version_ref: str,
+        wait: timedelta | None = None,
+        *,
+        delete_artifact: bool = False,
+    ) -> VersionInfo:
+        """Schedule a version's destruction: it opens no more, and its leases end.
+
+        Its data key is destroyed once another officer has confirmed it and `wait` is over; until
+        then `restore` undoes it.
+
+        Args:
+            wait: 24 hours to 366 days; None: 30 days.
+            delete_artifact: the stored ciphertext goes with the key.
+
+        Raises:
+            InvalidField: `wait`.
+            VersionNotFinalized, VersionDestroyScheduled, VersionDestroyed: its state.
+        """
+        version = self.reference(version_ref).require_version()
+        return catalogue.destroy(self._session, version, wait, delete_artifact=delete_artifact)
+
+    def confirm_destroy(self, version_ref: str) -> VersionInfo:
+        """Confirm a destruction that another officer scheduled.
+
+        Raises:
+            SecondOfficerRequired: this identity scheduled it.
+            DestroyConfirmed, VersionNotScheduled, VersionDestroyed: its state.
+        """
+        version = self.reference(version_ref).require_version()
+        return catalogue.confirm_destroy(self._session, version)
+
+    def restore(self, version_ref: str) -> VersionInfo:
+        """DESTROY_SCHEDULED → DISABLED, until it is due.
+
+        Raises:
+            VersionNotScheduled, VersionDestroyed: its state.
+        """
+        version = self.reference(version_ref).require_version()
+        return catalogue.restore(self._session, version)
+
     # --- leases and master keys -----------------------------------------------------------------
 
     def list_leases(

@@ -12,6 +12,7 @@ from modelkms.reference import Reference
 from modelkms.types import (
     AliasInfo,
     BlockInfo,
+    DestructionInfo,
     FreezeInfo,
     LeaseInfo,
     MasterKeyInfo,
@@ -51,6 +52,17 @@ def version(message: resources_pb2.Version) -> VersionInfo:
         pin=_pin(message.pin) if message.HasField("pin") else None,
         aliases=tuple(message.aliases),
         artifact_id=message.artifact_id,
+        destruction=_destruction(message.destruction) if message.HasField("destruction") else None,
+    )
+
+
+def _destruction(message: resources_pb2.Destruction) -> DestructionInfo:
+    return DestructionInfo(
+        due_time=optional_time(message, "due_time"),
+        scheduled_by=message.scheduled_by,
+        confirmed_by=message.confirmed_by,
+        delete_artifact=message.delete_artifact,
+        destroy_time=optional_time(message, "destroy_time"),
     )
 
 

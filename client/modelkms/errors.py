@@ -446,6 +446,22 @@ class VersionDisabled(WrongStateError):
 
 class VersionDestroyScheduled(WrongStateError):
     default_reason = "VERSION_DESTROY_SCHEDULED"
+    default_hint = "until it is due, an officer can undo it: `modelkms restore`"
+
+
+class VersionNotScheduled(WrongStateError):
+    default_reason = "VERSION_NOT_SCHEDULED"
+    default_hint = "there is nothing to confirm or to undo; `modelkms destroy` schedules"
+
+
+class SecondOfficerRequired(WrongStateError):
+    default_reason = "SECOND_OFFICER_REQUIRED"
+    default_hint = "ask another officer to run it"
+
+
+class DestroyConfirmed(WrongStateError):
+    default_reason = "DESTROY_CONFIRMED"
+    default_hint = "nothing is left to do: it is destroyed when it is due"
 
 
 class VersionDestroyed(WrongStateError):

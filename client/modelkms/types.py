@@ -84,6 +84,18 @@ class ModelInfo(Info):
 
 
 @dataclass(frozen=True, slots=True)
+class DestructionInfo(Info):
+    """What was decided about a version's end. `confirmed_by` is empty until another officer did;
+    `destroy_time` is None until it is done."""
+
+    due_time: datetime | None
+    scheduled_by: str
+    confirmed_by: str
+    delete_artifact: bool
+    destroy_time: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
 class VersionInfo(Info):
     """One version. `state`: PENDING, ENABLED, DISABLED, DESTROY_SCHEDULED, DESTROYED, UNKNOWN."""
 
@@ -96,6 +108,7 @@ class VersionInfo(Info):
     pin: PinInfo | None
     aliases: tuple[str, ...]
     artifact_id: str
+    destruction: DestructionInfo | None = None
 
     @property
     def number(self) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -76,6 +77,13 @@ class TimedDatabase:
     def transact(self, work: Callable[[Transaction], Answer]) -> Answer:
         with self._step:
             return self._database.transact(work)
+
+    def served_time(self) -> timedelta:
+        with self._step:
+            return self._database.served_time()
+
+    def scrub(self) -> bool:
+        return self._database.scrub()
 
     def probe(self) -> None:
         self._database.probe()

@@ -26,7 +26,7 @@ from kms_service.development.openbao import OpenBao, RoleFiles, VaultServer, set
 from kms_service.development.process import ChildProcess
 from kms_service.domain.errors import ConfigurationError
 
-IDENTITIES = ("developer", "publisher", "reader", "stranger", "security")
+IDENTITIES = ("developer", "publisher", "reader", "stranger", "security", "witness")
 DEFAULT_IDENTITY = "developer"
 PROJECT = "demo"
 _START_TIMEOUT_S = 60.0

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import hvac
+import hvac.exceptions
 
 from kms_service.development.authority import write_private
 
+KV_MOUNT = "modelkms"
+_KV_READY_S = 30.0
 ROLES = ("service", "officer", "auditor")
 CHECKPOINT_KEY = "audit-modelkms"
 _LOGIN_TTL = "1h"
@@ -83,8 +87,25 @@ def _enable(client: Any) -> None:
         client.sys.enable_secrets_engine("transit")
     # Signs checkpoints of the audit log. Making a key that is there already changes nothing.
     client.secrets.transit.create_key(CHECKPOINT_KEY, key_type="ed25519")
+    if f"{KV_MOUNT}/" not in client.sys.list_mounted_secrets_engines()["data"]:
+        client.sys.enable_secrets_engine("kv", path=KV_MOUNT, options={"version": "2"})
+        _configure_kv(client)
     if "approle/" not in client.sys.list_auth_methods()["data"]:
         client.sys.enable_auth_method("approle")
+
+
+def _configure_kv(client: Any) -> None:
+    """Writes need the version that they follow. A new engine takes a moment to be ready."""
+    end = time.monotonic() + _KV_READY_S
+    while True:
+        try:
+            client.secrets.kv.v2.configure(max_versions=0, cas_required=True, mount_point=KV_MOUNT)
+        except hvac.exceptions.VaultError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.05)
+        else:
+            return
 
 
 def _make_role(client: Any, role: str, files: AppRoleFiles) -> None:

@@ -6,6 +6,7 @@ from modelkms_api.encoding import length_prefixed
 
 from kms_service.domain.names import ModelName
 
+_UID_BYTES = 32
 _FORMAT = b"modelkms-data-key-v1"
 
 
@@ -18,3 +19,8 @@ def data_key_context(model: ModelName, version_uid: str) -> bytes:
     return length_prefixed(
         _FORMAT, model.project.encode(), model.model.encode(), version_uid.encode()
     )
+
+
+def uid_of(context: bytes) -> str:
+    """The version uid in a context of `data_key_context`: its last part, 32 characters."""
+    return context[-_UID_BYTES:].decode()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 
+from kms_service.domain.destruction import Destruction, Moment
 from kms_service.domain.errors import (
     ServiceError,
     VersionDestroyed,
@@ -14,6 +15,7 @@ from kms_service.domain.errors import (
     VersionDisabled,
     VersionNotFinalized,
     VersionNotPending,
+    VersionNotScheduled,
 )
 from kms_service.domain.names import AliasName, ModelName, ProjectName, VersionName
 
@@ -88,6 +90,8 @@ class Version:
     finalize_time: datetime | None = None
     pin: ArtifactPin | None = None
     revision: int = 0
+    destruction: Destruction | None = None
+    """While DESTROY_SCHEDULED, and of one that was destroyed so."""
 
     def finalize(self, pin: ArtifactPin, now: datetime) -> Version:
         """PENDING → ENABLED, with the pin.
@@ -124,6 +128,69 @@ class Version:
         if self.state in (VersionState.ENABLED, VersionState.DISABLED):
             return self._next(VersionState.DISABLED)
         raise self._why_not_openable()
+
+    def schedule_destroy(self, destruction: Destruction) -> Version:
+        """ENABLED or DISABLED → DESTROY_SCHEDULED.
+
+        Raises:
+            VersionNotFinalized, VersionDestroyScheduled, VersionDestroyed: as the state is.
+        """
+        if self.state in (VersionState.ENABLED, VersionState.DISABLED):
+            return replace(self._next(VersionState.DESTROY_SCHEDULED), destruction=destruction)
+        raise self._why_not_openable()
+
+    def confirm_destroy(self, by: str) -> Version:
+        """DESTROY_SCHEDULED stays; from now on it is destroyed when it is due.
+
+        Raises:
+            VersionNotScheduled, VersionDestroyed: as the state is.
+            SecondOfficerRequired, DestroyConfirmed: as `Destruction.confirm`.
+        """
+        before = self.require_scheduled()
+        after = before.confirm(by)
+        if after == before:
+            return self
+        return replace(self, destruction=after, revision=self.revision + 1)
+
+    def restore(self, now: Moment) -> Version:
+        """DESTROY_SCHEDULED → DISABLED, until the destruction is due.
+
+        Raises:
+            VersionNotScheduled: there is nothing to undo.
+            VersionDestroyed: too late: it is done, or is about to be.
+        """
+        # One that is due may have its tombstone already: what cannot be taken back elsewhere is
+        # not taken back here.
+        if self.require_scheduled().is_due(now):
+            raise VersionDestroyed
+        return replace(self._next(VersionState.DISABLED), destruction=None)
+
+    def shred(self, now: Moment) -> Version:
+        """DESTROY_SCHEDULED → DESTROYED, once it is due; the wrapped data key goes with it.
+
+        Raises:
+            VersionNotScheduled, VersionDestroyed: as the state is.
+            VersionDestroyScheduled: not due yet, or not confirmed.
+        """
+        destruction = self.require_scheduled()
+        if not destruction.is_due(now):
+            raise VersionDestroyScheduled
+        return replace(
+            self._next(VersionState.DESTROYED),
+            wrapped_key=NO_DATA_KEY,
+            destruction=replace(destruction, destroy_time=now.time),
+        )
+
+    def require_scheduled(self) -> Destruction:
+        """
+        Raises:
+            VersionNotScheduled, VersionDestroyed: as the state is.
+        """
+        if self.state is VersionState.DESTROYED:
+            raise VersionDestroyed
+        if self.state is not VersionState.DESTROY_SCHEDULED or self.destruction is None:
+            raise VersionNotScheduled
+        return self.destruction
 
     def require_openable(self) -> ArtifactPin:
         """The pin, if a key may be issued.

@@ -198,6 +198,21 @@ class VersionDestroyed(WrongState):
     default_message = "the version is destroyed"
 
 
+class VersionNotScheduled(WrongState):
+    reason = "VERSION_NOT_SCHEDULED"
+    default_message = "the version is not scheduled for destruction"
+
+
+class SecondOfficerRequired(WrongState):
+    reason = "SECOND_OFFICER_REQUIRED"
+    default_message = "whoever scheduled the destruction cannot confirm it; another officer must"
+
+
+class DestroyConfirmed(WrongState):
+    reason = "DESTROY_CONFIRMED"
+    default_message = "another officer has confirmed the destruction already"
+
+
 class NoStableVersion(WrongState):
     reason = "ALIAS_NOT_SET"
     default_message = "the model has no such alias"

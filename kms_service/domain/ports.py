@@ -15,6 +15,7 @@ from typing import Generic, Protocol, TypeVar
 from kms_service.domain.audit import AuditRecord, ChainHead
 from kms_service.domain.catalogue import Alias, Model, Project, Version, WrappedDataKey
 from kms_service.domain.decisions import AccessRequest, Action, Decision, RecordedDecision, Resource
+from kms_service.domain.destruction import Moment, Tombstone
 from kms_service.domain.identity import Principal, VerifiedToken
 from kms_service.domain.leases import Lease
 from kms_service.domain.names import AliasName, LeaseName, ModelName, ProjectName, VersionName
@@ -101,6 +102,29 @@ class Unwrapping(Protocol):
         """As `MasterKeys.unwrap`; the caller's own copy, to be wiped."""
 
 
+class Tombstones(Protocol):
+    """What was destroyed, kept outside the database: a backup of that one cannot bring it back."""
+
+    def write(self, tombstone: Tombstone) -> None:
+        """Durable when it returns; never changed again. One that is there already stays.
+
+        Raises:
+            VaultUnavailable, VaultSealed, VaultThrottled, VaultAccessRefused, VaultBadReply.
+        """
+
+    def uids(self) -> frozenset[str]:
+        """Of all destroyed versions.
+
+        Raises: as `write`.
+        """
+
+    def holds(self, uid: str) -> bool:
+        """Whether there is one, as far as was known when they were last read.
+
+        Raises: as `write`, if they were never read.
+        """
+
+
 # --- state (database) -----------------------------------------------------------------------------
 
 
@@ -170,7 +194,11 @@ class VersionTable(Protocol):
         """At most `limit` DESTROYED versions of any project without a pin, oldest first."""
 
     def using_artifacts(self, artifact_ids: Sequence[str]) -> frozenset[str]:
-        """Which of these (at most 500) belong to a version that is not DESTROYED."""
+        """Which of these (at most 500) belong to a version that is not DESTROYED, or one whose
+        artifact was to be kept."""
+
+    def destroy_due(self, moment: Moment, limit: int) -> Sequence[Version]:
+        """At most `limit` versions of any project whose destruction is confirmed and due."""
 
     def count_by_master_key_version(self, project: ProjectName) -> dict[int, int]:
         """How many data keys are wrapped under which master-key version. DESTROYED versions
@@ -337,6 +365,22 @@ class Database(Protocol):
         against others. So what it does besides must bear repetition.
 
         Raises: as `write`, and what `work` raises.
+        """
+
+    def served_time(self) -> timedelta:
+        """See `destruction.Moment.served`.
+
+        Raises:
+            StateUnavailable, StateCorrupt.
+        """
+
+    def scrub(self) -> bool:
+        """Leave no bytes of the wrapped keys of destroyed versions in the database's own files,
+        if there may be any; whether there was something to do. What the database has written
+        elsewhere (backups, archived logs, freed blocks of the disk) is out of reach.
+
+        Raises:
+            StateUnavailable, StateCorrupt: not done; call again.
         """
 
     def probe(self) -> None:

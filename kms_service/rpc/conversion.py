@@ -22,6 +22,7 @@ from kms_service.domain.catalogue import (
     Project,
     VersionState,
 )
+from kms_service.domain.destruction import Destruction
 from kms_service.domain.errors import InvalidField, RecipientKeyInvalid
 from kms_service.domain.leases import LeaseState
 from kms_service.domain.ports import ClientKey, EncryptedDataKey
@@ -182,6 +183,19 @@ def version_message(view: VersionView) -> resources_pb2.Version:
         pin=pin_message(version.pin),
         aliases=view.aliases,
         artifact_id=version.artifact_id,
+        destruction=_destruction_message(version.destruction),
+    )
+
+
+def _destruction_message(destruction: Destruction | None) -> resources_pb2.Destruction | None:
+    if destruction is None:
+        return None
+    return resources_pb2.Destruction(
+        due_time=timestamp(destruction.due.time),
+        scheduled_by=destruction.scheduled_by,
+        confirmed_by=destruction.confirmed_by,
+        delete_artifact=destruction.delete_artifact,
+        destroy_time=timestamp(destruction.destroy_time),
     )
 
 

@@ -19,6 +19,7 @@ from kms_service.usecases.browse_catalogue import BrowseCatalogue
 from kms_service.usecases.create_model import CreateModel
 from kms_service.usecases.create_project import CreateProject
 from kms_service.usecases.create_version import CreateVersion
+from kms_service.usecases.destroy_version import DestroyVersion
 from kms_service.usecases.finalize_version import FinalizeVersion
 from kms_service.usecases.resolve_model import ResolveModel
 from kms_service.usecases.set_alias import SetAlias
@@ -35,6 +36,7 @@ class ModelServicer:
         create_version: CreateVersion,
         finalize_version: FinalizeVersion,
         change_state: ChangeVersionState,
+        destroy: DestroyVersion,
         set_alias: SetAlias,
         resolve_model: ResolveModel,
     ) -> None:
@@ -44,6 +46,7 @@ class ModelServicer:
         self._create_version = create_version
         self._finalize_version = finalize_version
         self._change_state = change_state
+        self._destroy = destroy
         self._set_alias = set_alias
         self._resolve_model = resolve_model
 
@@ -132,6 +135,27 @@ class ModelServicer:
     ) -> resources_pb2.Version:
         name = VersionName.parse(request.name)
         return conversion.version_message(self._change_state.disable(call.caller, name))
+
+    def destroy_version(
+        self, request: pb.DestroyVersionRequest, call: Call
+    ) -> resources_pb2.Version:
+        name = VersionName.parse(request.name)
+        wait = conversion.ttl(request.wait, request.HasField("wait"), "wait")
+        return conversion.version_message(
+            self._destroy.schedule(call.caller, name, wait, request.delete_artifact)
+        )
+
+    def confirm_destroy_version(
+        self, request: pb.ConfirmDestroyVersionRequest, call: Call
+    ) -> resources_pb2.Version:
+        name = VersionName.parse(request.name)
+        return conversion.version_message(self._destroy.confirm(call.caller, name))
+
+    def restore_version(
+        self, request: pb.RestoreVersionRequest, call: Call
+    ) -> resources_pb2.Version:
+        name = VersionName.parse(request.name)
+        return conversion.version_message(self._destroy.restore(call.caller, name))
 
     # --- aliases -------------------------------------------------------------------------------
 

@@ -127,6 +127,9 @@ class Metrics:
         self.orphans_swept = self._counter(
             "modelkms_orphans_swept_total", "Stored objects deleted that no version used"
         )
+        self.versions_destroyed = self._counter(
+            "modelkms_versions_destroyed_total", "Versions whose wrapped data key was destroyed"
+        )
         self.audit_records = self._counter(
             "modelkms_audit_records_total", "Audit records made durable"
         )

@@ -29,6 +29,7 @@ from kms_service.usecases.answers import CreatedVersion, VersionView
 from kms_service.usecases.authorisation import Gate, Permit
 from kms_service.usecases.catalogue_lookup import labels_of
 from kms_service.usecases.standing import require_not_frozen
+from kms_service.usecases.version_records import state_of
 
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -178,8 +179,7 @@ class CreateVersion:
 
     def _record(self, permit: Permit, version: Version) -> None:
         permit.record(
-            version=version.name,
-            version_uid=version.uid,
+            **state_of(version),
             artifact_id=version.artifact_id,
             master_key_version=version.wrapped_key.master_key_version,
         )

@@ -8,6 +8,7 @@ from kms_service.domain.audit import AuditRecord, Outcome
 from kms_service.domain.catalogue import Version, VersionState
 from kms_service.domain.names import VersionName
 from kms_service.domain.ports import ArtifactStore, AuditLog, Clock, Database, Transaction
+from kms_service.usecases.version_records import state_of
 
 BATCH = 100
 LEFT_FOR = timedelta(days=7)
@@ -69,7 +70,7 @@ class ExpirePending:
                 event="ExpireVersion",
                 outcome=Outcome.OK,
                 resource=str(name),
-                details={"version_uid": version.uid, "artifact_id": version.artifact_id},
+                details={**state_of(expired), "artifact_id": version.artifact_id},
             )
         )
         return expired

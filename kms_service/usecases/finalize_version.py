@@ -27,6 +27,7 @@ from kms_service.domain.ports import ArtifactStore, Clock, Database, Liveness, T
 from kms_service.usecases.answers import FinalizedVersion
 from kms_service.usecases.authorisation import Gate, Permit
 from kms_service.usecases.catalogue_lookup import look_up, view
+from kms_service.usecases.version_records import state_of
 
 _PIN_FIELD_BYTES = 32
 
@@ -150,6 +151,7 @@ class FinalizeVersion:
             permit.note(repeated="yes")
         answer = FinalizedVersion(view(tx, version), _stable_version(tx, stable, version, now))
         permit.record(
+            **state_of(version),
             length_bytes=pin.length_bytes,
             digest=pin.digest.hex(),
             stable_version=answer.stable_version,

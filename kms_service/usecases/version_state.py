@@ -9,6 +9,7 @@ from kms_service.domain.ports import Clock, Database, LeaseFilter, Transaction
 from kms_service.usecases.answers import VersionView
 from kms_service.usecases.authorisation import Gate
 from kms_service.usecases.catalogue_lookup import look_up
+from kms_service.usecases.version_records import state_of
 
 
 class ChangeVersionState:
@@ -32,7 +33,7 @@ class ChangeVersionState:
                 enabled = version.enable()
                 if enabled != version:
                     tx.versions.update(enabled)
-                permit.record(version_uid=version.uid, was=version.state.value)
+                permit.record(**state_of(enabled), was=version.state.value)
                 return VersionView(enabled, found.aliases)
 
             return self._database.transact(enable)
@@ -54,9 +55,7 @@ class ChangeVersionState:
                 now = self._clock.now()
                 of_version = LeaseFilter(name.project, model=name.model, number=name.number)
                 revoked = tx.leases.revoke(of_version, now)
-                permit.record(
-                    version_uid=version.uid, was=version.state.value, leases_revoked=revoked
-                )
+                permit.record(**state_of(disabled), was=version.state.value, leases_revoked=revoked)
                 return VersionView(disabled, found.aliases)
 
             return self._database.transact(disable)

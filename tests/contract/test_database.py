@@ -8,8 +8,9 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
@@ -36,6 +37,7 @@ from kms_service.domain.decisions import (
     RecordedDecision,
     Resource,
 )
+from kms_service.domain.destruction import Destruction, Moment
 from kms_service.domain.errors import (
     ConcurrentUpdate,
     InvalidField,
@@ -57,32 +59,54 @@ FACE = ModelName("demo", "face")
 PIN = ArtifactPin(2**40 + 1, b"\x00" * 32, b"\xff" * 32)
 
 
+DAY = timedelta(days=1)
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Migrated:
+    """A database, what empties it, and what reads the bytes of its data files."""
+
+    database: SqlDatabase
+    empty: Callable[[], object]
+    raw: Callable[[], bytes]
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
 def migrated(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[SqlDatabase, Callable[[], object]]]:
-    """A database, and what empties it."""
+) -> Iterator[Migrated]:
     if request.param == "sqlite":
         url = f"sqlite:///{tmp_path_factory.mktemp('sqlite')}/state.db"
-        empty = functools.partial(_empty_file, url.removeprefix("sqlite:///"))
+        file = Path(url.removeprefix("sqlite:///"))
+        empty = functools.partial(_empty_file, str(file))
+        raw = functools.partial(_bytes_below, file.parent)
     else:
         postgres: PostgresServer = request.getfixturevalue("postgres")
         url = postgres.new_database()
         empty = functools.partial(postgres.empty, url)
+        raw = functools.partial(_flushed_bytes, postgres)
     migrate(url)
     database = SqlDatabase(url)
-    yield database, empty
+    yield Migrated(database, empty, raw)
     database.close()
 
 
 @pytest.fixture
-def database(migrated: tuple[SqlDatabase, Callable[[], object]]) -> SqlDatabase:
+def database(migrated: Migrated) -> SqlDatabase:
     """Migrated and empty."""
-    migrated[1]()
-    return migrated[0]
+    migrated.empty()
+    return migrated.database
+
+
+def _bytes_below(folder: Path) -> bytes:
+    return b"".join(file.read_bytes() for file in folder.rglob("*") if file.is_file())
+
+
+def _flushed_bytes(postgres: PostgresServer) -> bytes:
+    with postgres.connect() as connection:
+        connection.execute("CHECKPOINT")
+    return _bytes_below(postgres.data / "base")
 
 
 def _empty_file(file: str) -> None:
@@ -641,3 +665,85 @@ def test_only_the_newest_decisions_and_uses_are_kept(database: SqlDatabase) -> N
             for number in range(1, 6)
         ]
         assert [bool(each) for each in used] == [False, False, False, True, True]
+
+
+# --- destruction ----------------------------------------------------------------------------------
+
+
+def test_what_was_decided_about_a_versions_end_is_kept(filled: SqlDatabase) -> None:
+    whole = Destruction("spiffe://a", Moment(NOW + DAY, DAY), True, "spiffe://b", NOW + 2 * DAY)
+    for number, destruction in enumerate(
+        [None, replace(whole, confirmed_by="", destroy_time=None), whole], start=1
+    ):
+        ending = version(number, destruction=destruction)
+        with filled.write() as tx:
+            tx.versions.insert(ending)
+        with filled.read() as tx:
+            assert tx.versions.get(ending.name) == ending
+    with filled.write() as tx:
+        restored = version(3, destruction=None, revision=1)
+        tx.versions.update(restored)
+    with filled.read() as tx:
+        assert tx.versions.get(restored.name) == restored
+
+
+def test_due_means_scheduled_confirmed_and_both_times_reached(filled: SqlDatabase) -> None:
+    due = Moment(NOW, 10 * DAY)
+    whole = Destruction("spiffe://a", due, False, "spiffe://b")
+    later = timedelta(microseconds=1)
+    cases = [
+        (whole, VersionState.DESTROY_SCHEDULED),
+        (replace(whole, confirmed_by=""), VersionState.DESTROY_SCHEDULED),
+        (replace(whole, due=Moment(NOW + later, due.served)), VersionState.DESTROY_SCHEDULED),
+        (replace(whole, due=Moment(NOW, due.served + later)), VersionState.DESTROY_SCHEDULED),
+        (whole, VersionState.DESTROYED),
+        (whole, VersionState.DESTROY_SCHEDULED),
+    ]
+    with filled.write() as tx:
+        for number, (destruction, state) in enumerate(cases, start=1):
+            tx.versions.insert(version(number, destruction=destruction, state=state))
+    with filled.read() as tx:
+        found = {each.name.number for each in tx.versions.destroy_due(due, 100)}
+        assert len(tx.versions.destroy_due(due, 1)) == 1
+    assert found == {1, 6}
+
+
+def test_f60_served_time_counts_no_gap(database: SqlDatabase) -> None:
+    assert database.served_time() == timedelta(0)
+    mark = NOW
+    for step, served in [
+        (timedelta(0), 0),  # the first
+        (timedelta(seconds=10), 10),
+        (timedelta(seconds=10), 20),
+        (timedelta(days=30), 20 + 600),  # down, or a clock set forward
+        (timedelta(minutes=10), 20 + 1200),
+        (timedelta(seconds=-5), 20 + 1200),  # another replica, a little behind
+        (timedelta(seconds=15), 20 + 1210),
+    ]:
+        mark += step
+        database.store_clock_mark(mark)
+        assert database.served_time() == timedelta(seconds=served)
+
+
+def test_f60_scrubbed_files_hold_no_destroyed_key(filled: SqlDatabase, migrated: Migrated) -> None:
+    raw = migrated.raw
+    keys = {number: f"vault:v1:{number:04d}{'k' * 60}{number:04d}" for number in range(1, 200)}
+    with filled.write() as tx:
+        for number, key in keys.items():
+            tx.versions.insert(version(number, wrapped_key=WrappedDataKey(key, 1)))
+    assert not filled.scrub()
+    assert all(key.encode() in raw() for key in (keys[1], keys[199]))
+    for number in range(1, 200, 2):
+        with filled.write() as tx:
+            gone = version(
+                number, wrapped_key=NO_DATA_KEY, state=VersionState.DESTROYED, revision=1
+            )
+            tx.versions.update(gone)
+    assert filled.scrub()
+    found = raw()
+    assert {number for number, key in keys.items() if key.encode() in found} == set(
+        range(2, 200, 2)
+    )
+    assert not filled.scrub()
+    with filled.read() as tx:
+        assert tx.versions.count_by_master_key_version(DEMO) == {1: 99}

@@ -225,3 +225,52 @@ def test_auditor_sees_who_signs_checkpoints_and_signs_none(auditor: Any) -> None
 
 def test_the_first_root_token_is_revoked(vault: VaultRig) -> None:
     assert vault.server.root_token() is None
+
+
+# --- tombstones --------------------------------------------------------------------------------
+
+
+def _tombstone(client: Any, uid: str, version: str = "first") -> None:
+    body = {"options": {"cas": 0}, "data": {"version": version}}
+    client.write_data(f"modelkms/data/tombstones/{uid}", data=body)
+
+
+def test_service_makes_and_reads_tombstones_and_never_changes_one(service: Any) -> None:
+    uid = secrets.token_hex(16)
+    _tombstone(service, uid)
+    path = f"modelkms/data/tombstones/{uid}"
+    assert service.read(path)["data"]["data"] == {"version": "first"}
+    assert uid in service.list("modelkms/metadata/tombstones")["data"]["keys"]
+    refused(lambda: _tombstone(service, uid, "second"))
+    for cas in (1, 2):
+        body = {"options": {"cas": cas}, "data": {"version": "second"}}
+        refused(lambda body=body: service.write_data(path, data=body))  # type: ignore[misc]
+    refused(lambda: service.write_data(f"modelkms/metadata/tombstones/{uid}", data={}))
+    assert service.read(path)["data"]["data"] == {"version": "first"}
+
+
+@pytest.mark.parametrize("role", ["service", "officer", "auditor"])
+def test_nobody_deletes_a_tombstone(vault: VaultRig, role: str) -> None:
+    uid = secrets.token_hex(16)
+    _tombstone(vault.login(vault.roles.service), uid)
+    client = vault.login(getattr(vault.roles, role))
+    for part in ("data", "metadata"):
+        refused(lambda part=part: client.delete(f"modelkms/{part}/tombstones/{uid}"))  # type: ignore[misc]
+    for part in ("delete", "destroy", "undelete"):
+        refused(
+            lambda part=part: client.write_data(  # type: ignore[misc]
+                f"modelkms/{part}/tombstones/{uid}", data={"versions": [1]}
+            )
+        )
+
+
+def test_service_writes_nothing_else_there(service: Any) -> None:
+    refused(lambda: service.write_data("modelkms/data/other/x", data={"data": {}}))
+    refused(lambda: service.write_data("modelkms/config", data={"cas_required": False}))
+
+
+def test_auditor_reads_tombstones(vault: VaultRig, auditor: Any) -> None:
+    uid = secrets.token_hex(16)
+    _tombstone(vault.login(vault.roles.service), uid)
+    assert auditor.read(f"modelkms/data/tombstones/{uid}")["data"]["data"] == {"version": "first"}
+    refused(lambda: _tombstone(auditor, secrets.token_hex(16)))

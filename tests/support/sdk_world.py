@@ -121,6 +121,7 @@ def servicers(world: World) -> dict[ServiceDescriptor, object]:
             create_version=world._create_version,
             finalize_version=world._finalize_version,
             change_state=world.states,
+            destroy=world.destroy,
             set_alias=world.set_alias,
             resolve_model=world.resolve_model,
         ),

@@ -13,7 +13,13 @@ from typing import TypeVar
 from kms_service.domain.audit import AuditRecord, Outcome
 from kms_service.domain.catalogue import WrappedDataKey
 from kms_service.domain.decisions import AccessRequest, Action, Decision
-from kms_service.domain.errors import AuditUnavailable, DeadlineExceeded, PolicyUnavailable
+from kms_service.domain.destruction import Tombstone
+from kms_service.domain.errors import (
+    AuditUnavailable,
+    DeadlineExceeded,
+    PolicyUnavailable,
+    ServiceError,
+)
 from kms_service.domain.identity import Caller, Principal
 from kms_service.domain.leases import LeaseBounds
 from kms_service.domain.ports import (
@@ -36,11 +42,21 @@ class ManualClock:
 
     def __init__(self) -> None:
         self._now = datetime(2030, 1, 1, tzinfo=UTC)
+        self._served = timedelta(0)
 
     def now(self) -> datetime:
         return self._now
 
+    def served(self) -> timedelta:
+        return self._served
+
     def advance(self, by: timedelta) -> None:
+        """Time goes on, and the service is running."""
+        self._now += by
+        self._served += by
+
+    def jump(self, by: timedelta) -> None:
+        """The wall clock was set forward while the service was down."""
         self._now += by
 
 
@@ -200,6 +216,7 @@ class WatchedDatabase:
     """A database whose next transactions `fail`, each with the error given (None: it works)."""
 
     inner: Database
+    served: Callable[[], timedelta]
     fail_writes: list[Exception | None] = field(default_factory=list)
     before_write: Callable[[], None] | None = None
 
@@ -220,5 +237,34 @@ class WatchedDatabase:
         with self.write() as transaction:
             return work(transaction)
 
+    def served_time(self) -> timedelta:
+        return self.served()
+
+    def scrub(self) -> bool:
+        return self.inner.scrub()
+
     def probe(self) -> None:
         self.inner.probe()
+
+
+@dataclass
+class MemoryTombstones:
+    """Implements `domain.ports.Tombstones`; `fail_with` makes every call an outage."""
+
+    kept: dict[str, Tombstone] = field(default_factory=dict)
+    fail_with: type[ServiceError] | None = None
+
+    def write(self, tombstone: Tombstone) -> None:
+        self._fail()
+        self.kept.setdefault(tombstone.uid, tombstone)
+
+    def uids(self) -> frozenset[str]:
+        self._fail()
+        return frozenset(self.kept)
+
+    def holds(self, uid: str) -> bool:
+        return uid in self.kept
+
+    def _fail(self) -> None:
+        if self.fail_with is not None:
+            raise self.fail_with

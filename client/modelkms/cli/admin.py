@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import re
-from datetime import timedelta
 from typing import Annotated, Optional
 
 import typer
 
 from modelkms.cli import policy, standing
-from modelkms.cli.common import CommandLine, command, group
+from modelkms.cli.common import CommandLine, VersionReference, command, duration, group
 from modelkms.cli.output import moment, span
-from modelkms.errors import UsageError
 
 Project = Annotated[str, typer.Argument(metavar="PROJECT", help="Id of a project.")]
-
-_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    admin = group("admin", "Projects, master keys, policy, blocks and freezes.")
+    admin = group("admin", "Projects, master keys, policy, blocks, freezes, destruction.")
     project = group("project", "Projects.")
     command(project, "create")(project_create)
     command(project, "list")(project_list)
@@ -28,10 +23,13 @@ def register(app: typer.Typer) -> None:
     command(master_key, "create")(master_key_create)
     command(master_key, "rotate")(master_key_rotate)
     command(master_key, "status")(master_key_status)
+    destroy = group("destroy", "Destructions that wait for a second officer.")
+    command(destroy, "confirm")(destroy_confirm)
     admin.add_typer(project)
     admin.add_typer(master_key)
     policy.register(admin)
     standing.register(admin)
+    admin.add_typer(destroy)
     app.add_typer(admin)
 
 
@@ -85,7 +83,7 @@ def master_key_create(
     """
     from modelkms.officer import Officer
 
-    period = None if auto_rotate_period is None else _duration(auto_rotate_period)
+    period = None if auto_rotate_period is None else duration(auto_rotate_period)
     with Officer.from_profile(cli.profile()) as officer:
         key = officer.ensure_master_key(project, period)
     done = "created master key" if key.created else "nothing to do: there is a master key"
@@ -142,13 +140,18 @@ def master_key_status(cli: CommandLine, project: Project) -> None:
     )
 
 
-def _duration(text: str) -> timedelta:
-    """`90s`, `15m`, `24h`, `30d`."""
-    match = re.fullmatch(r"([1-9][0-9]{0,8})([smhd])", text)
-    if match is None:
-        raise UsageError(
-            f"{text!a} is no duration",
-            reason="DURATION_INVALID",
-            hint="write a number and s, m, h or d: 24h, 30d",
-        )
-    return timedelta(seconds=int(match[1]) * _UNITS_S[match[2]])
+def destroy_confirm(cli: CommandLine, ref: VersionReference) -> None:
+    """Confirm a destruction that another officer scheduled.
+
+    When it is due, the version's data key is destroyed for good.
+
+    Example: modelkms admin destroy confirm camera/face-detector@3
+    """
+    with cli.client() as client:
+        version = client.confirm_destroy(ref)
+    due = version.destruction.due_time if version.destruction else None
+    cli.answer(
+        version.as_dict(),
+        f"confirmed: {version.reference} is destroyed after {moment(due)} "
+        f"(until then: modelkms restore {version.reference})",
+    )

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
 from modelkms.cli.output import write_fields, write_json, write_line, write_table
+from modelkms.errors import UsageError
 
 if TYPE_CHECKING:
     from modelkms.client import Client
@@ -182,6 +185,25 @@ def _signature(function: Callable[..., None]) -> inspect.Signature:
             inspect.Parameter("verbose", keyword, default=False, annotation=VerboseOption),
         ]
     )
+
+
+_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def duration(text: str) -> timedelta:
+    """`90s`, `15m`, `24h`, `30d`.
+
+    Raises:
+        UsageError: it is none.
+    """
+    match = re.fullmatch(r"([1-9][0-9]{0,8})([smhd])", text)
+    if match is None:
+        raise UsageError(
+            f"{text!a} is no duration",
+            reason="DURATION_INVALID",
+            hint="write a number and s, m, h or d: 24h, 30d",
+        )
+    return timedelta(seconds=int(match[1]) * _UNITS_S[match[2]])
 
 
 Reference = Annotated[

@@ -1,4 +1,4 @@
-"""The catalogue: ls, promote, alias, enable, disable."""
+"""The catalogue: ls, promote, alias, enable, disable, destroy, restore."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from modelkms.cli.common import (
     ProjectOption,
     VersionReference,
     command,
+    duration,
     group,
 )
 from modelkms.cli.output import moment, size
@@ -27,6 +28,8 @@ def register(app: typer.Typer) -> None:
     command(app, "promote")(promote)
     command(app, "enable")(enable)
     command(app, "disable")(disable)
+    command(app, "destroy")(destroy)
+    command(app, "restore")(restore)
     alias = group("alias", "Movable names of versions.")
     command(alias, "set")(alias_set)
     command(alias, "list")(alias_list)
@@ -132,6 +135,50 @@ def disable(cli: CommandLine, ref: VersionReference) -> None:
     """
     with cli.client() as client:
         _tell_state(cli, client.disable(ref))
+
+
+def destroy(
+    cli: CommandLine,
+    ref: VersionReference,
+    wait: Annotated[
+        str,
+        typer.Option("--in", metavar="DURATION", help="How long it can be restored: 24h to 366d."),
+    ] = "30d",
+    delete_artifact: Annotated[
+        bool, typer.Option("--delete-artifact", help="The stored ciphertext goes with the key.")
+    ] = False,
+) -> None:
+    """Schedule a version's destruction. A second officer must confirm it.
+
+    It opens no more from now on, and its leases end. Its data key is destroyed when the time is
+    over and it is confirmed; until then it can be restored.
+
+    Example: modelkms destroy camera/face-detector@3 --in 30d
+    """
+    with cli.client() as client:
+        version = client.destroy(ref, duration(wait), delete_artifact=delete_artifact)
+    due = version.destruction.due_time if version.destruction else None
+    lines = [
+        f"{version.reference} is to be destroyed after {moment(due)}",
+        f"a second officer must confirm it: modelkms admin destroy confirm {version.reference}",
+    ]
+    if version.aliases:
+        aliases = ", ".join(f"@{alias}" for alias in version.aliases)
+        lines.append(f"still pointed to by {aliases}: readers of that are refused from now on")
+    cli.answer(version.as_dict(), *lines)
+
+
+def restore(cli: CommandLine, ref: VersionReference) -> None:
+    """Undo a scheduled destruction; the version is disabled then.
+
+    Example: modelkms restore camera/face-detector@3
+    """
+    with cli.client() as client:
+        version = client.restore(ref)
+    cli.answer(
+        version.as_dict(),
+        f"{version.reference} is {version.state.lower()} (modelkms enable {version.reference})",
+    )
 
 
 def _tell_state(cli: CommandLine, version: VersionInfo) -> None:

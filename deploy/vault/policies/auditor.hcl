@@ -20,3 +20,11 @@ path "auth/token/lookup-self" {
 path "auth/token/revoke-self" {
   capabilities = ["update"]
 }
+
+path "modelkms/data/tombstones/*" {
+  capabilities = ["read"]
+}
+
+path "modelkms/metadata/tombstones" {
+  capabilities = ["list"]
+}

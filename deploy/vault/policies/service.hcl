@@ -33,3 +33,13 @@ path "auth/token/lookup-self" {
 path "auth/token/renew-self" {
   capabilities = ["update"]
 }
+
+# Tombstones of destroyed versions: made and read, never changed (`create` without `update`), never
+# deleted.
+path "modelkms/data/tombstones/*" {
+  capabilities = ["create", "read"]
+}
+
+path "modelkms/metadata/tombstones" {
+  capabilities = ["list"]
+}

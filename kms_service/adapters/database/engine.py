@@ -61,6 +61,15 @@ class Transactions(Protocol):
         Raises: as `write`, and what `work` raises.
         """
 
+    def rewrite(self) -> None:
+        """Write what holds wrapped keys anew from its live rows, so that deleted ones are in none
+        of the database's data files afterwards. Callers wait meanwhile.
+
+        Raises:
+            StateUnavailable: somebody still reads what was before; call again.
+            StateCorrupt.
+        """
+
     def upgrade(self) -> AbstractContextManager[Connection]:
         """A transaction that changes the schema; of many that begin one, one runs at a time.
 

@@ -104,6 +104,36 @@ class PostgresqlTransactions:
             # Full jitter: two that lost against each other must not meet again.
             time.sleep(random.random() * _FIRST_BACKOFF_S * 2**attempt)  # noqa: S311
 
+    def rewrite(self) -> None:
+        """As the protocol says: the table of versions (`VACUUM FULL`: PostgreSQL's plain VACUUM
+        leaves the bytes in the page). The write-ahead log keeps them until it is recycled."""
+        with translated(meaning_of), self.engine.connect() as plain:
+            connection = plain.execution_options(isolation_level="AUTOCOMMIT")
+            driver: Any = connection.connection.driver_connection
+            connection.detach()  # its settings are not for others: closed at the end, not pooled
+            driver.reply_timeout_s = None
+            connection.exec_driver_sql("SET statement_timeout = 0")
+            self._wait_for_readers(connection)
+            connection.exec_driver_sql("VACUUM (FULL) versions")
+
+    def _wait_for_readers(self, connection: Connection) -> None:
+        """Until nobody's snapshot is older than now: a row that somebody may still read would be
+        copied along, deleted or not.
+
+        Raises:
+            StateUnavailable: somebody's is.
+        """
+        now = connection.exec_driver_sql("SELECT pg_current_xact_id()::xid::text").scalar_one()
+        older = text(
+            "SELECT count(*) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+            " AND age(backend_xmin) >= age(CAST(:now AS xid)) AND datname = current_database()"
+        )
+        end = time.monotonic() + _POOL_TIMEOUT_S
+        while connection.execute(older, {"now": now}).scalar_one():
+            if time.monotonic() > end:
+                raise StateUnavailable
+            time.sleep(_SETTLE_PAUSE_S)
+
     @contextmanager
     def upgrade(self) -> Iterator[Connection]:
         with translated(meaning_of), self.engine.connect() as plain:

@@ -71,6 +71,13 @@ versions = Table(
     Column("pin_floe_header_tag", LargeBinary(32)),
     Column("pin_digest", LargeBinary(32)),
     Column("revision", Integer, nullable=False),
+    # Of a scheduled destruction, and of one that was done; else NULL.
+    Column("destroy_scheduled_by", String(2048)),
+    Column("destroy_confirmed_by", String(2048)),
+    Column("destroy_due_us", BigInteger),
+    Column("destroy_due_served_us", BigInteger),
+    Column("destroy_artifact", Boolean),
+    Column("destroy_time_us", BigInteger),
     ForeignKeyConstraint(["project", "model"], ["models.project", "models.model"]),
     UniqueConstraint("project", "model", "publisher", "request_id"),
     Index(None, "state", "create_time_us"),
@@ -151,6 +158,10 @@ clock = Table(
     metadata,
     Column("id", Integer, primary_key=True, autoincrement=False),  # always 1
     Column("mark_us", BigInteger, nullable=False),
+    # How long the service has been running: steps of the mark, each counted up to a limit.
+    Column("served_us", BigInteger, nullable=False, server_default="0"),
+    # How many versions were DESTROYED when deleted wrapped keys were last scrubbed from the files.
+    Column("scrubbed_versions", BigInteger, nullable=False, server_default="0"),
 )
 
 # Decisions of policy, as far as they are kept: what it takes to explain and to replay them.

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import TypeVar
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, case, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from kms_service.adapters.database import schema
@@ -23,11 +23,16 @@ from kms_service.adapters.database.engine import POSTGRESQL, EngineOptions, tran
 from kms_service.adapters.database.lease_table import SqlLeaseTable
 from kms_service.adapters.database.migrate import SchemaState, schema_state_of
 from kms_service.adapters.database.standing_tables import SqlBlockTable, SqlFreezeTable
-from kms_service.adapters.database.times import from_us, to_us
+from kms_service.adapters.database.times import duration_us, from_us, to_us
 from kms_service.adapters.database.version_table import SqlVersionTable
+from kms_service.domain.catalogue import VersionState
 from kms_service.domain.errors import StateUnavailable
 
 T = TypeVar("T")
+
+_LONGEST_STEP_SERVED = timedelta(minutes=10)
+"""Marks are stored every ten seconds. A longer step means that nobody was running, or that a clock
+was set: it counts as this much of the time that destructions wait for."""
 
 
 class SqlTransaction:
@@ -125,12 +130,20 @@ class SqlDatabase:
 
     def store_clock_mark(self, mark: datetime) -> datetime:
         """Store it, unless a higher one is there; the higher one."""
-        insert = postgresql.insert if self._shared else sqlite.insert
-        row = insert(schema.clock).values(id=1, mark_us=to_us(mark))
+        table = schema.clock
+        row = (postgresql.insert if self._shared else sqlite.insert)(table).values(
+            id=1, mark_us=to_us(mark)
+        )
+        step_us = row.excluded.mark_us - table.c.mark_us
+        longest_us = duration_us(_LONGEST_STEP_SERVED)
         raised = row.on_conflict_do_update(
             index_elements=["id"],
-            set_={"mark_us": row.excluded.mark_us},
-            where=row.excluded.mark_us > schema.clock.c.mark_us,
+            set_={
+                "mark_us": row.excluded.mark_us,
+                "served_us": table.c.served_us
+                + case((step_us > longest_us, longest_us), else_=step_us),
+            },
+            where=row.excluded.mark_us > table.c.mark_us,
         )
 
         def store(connection: Connection) -> datetime:
@@ -138,6 +151,35 @@ class SqlDatabase:
             return from_us(connection.execute(select(schema.clock.c.mark_us)).scalar_one())
 
         return self._transactions.transact(store)
+
+    def served_time(self) -> timedelta:
+        with self._transactions.read() as connection:
+            served_us = connection.execute(select(schema.clock.c.served_us)).scalar_one_or_none()
+        return timedelta(microseconds=served_us or 0)
+
+    def scrub(self) -> bool:
+        versions, clock = schema.versions, schema.clock
+        with self._transactions.read() as connection:
+            destroyed = connection.execute(
+                select(func.count())
+                .select_from(versions)
+                .where(versions.c.state == VersionState.DESTROYED.value)
+            ).scalar_one()
+            scrubbed = connection.execute(select(clock.c.scrubbed_versions)).scalar_one_or_none()
+        if destroyed == (scrubbed or 0):
+            return False
+        self._transactions.rewrite()
+
+        # Counted before: what was destroyed meanwhile is scrubbed the next time.
+        def remember(connection: Connection) -> None:
+            done = connection.execute(update(clock).values(scrubbed_versions=destroyed))
+            if done.rowcount == 0:  # no mark was ever stored
+                connection.execute(
+                    insert(clock).values(id=1, mark_us=0, scrubbed_versions=destroyed)
+                )
+
+        self._transactions.transact(remember)
+        return True
 
     def close(self) -> None:
         self._transactions.engine.dispose()

@@ -16,3 +16,8 @@ def to_us(time: datetime) -> int:
 def from_us(microseconds: int) -> datetime:
     """The aware UTC time."""
     return _EPOCH + timedelta(microseconds=microseconds)
+
+
+def duration_us(duration: timedelta) -> int:
+    """Whole microseconds."""
+    return duration // _MICROSECOND

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, insert, select, update
+from sqlalchemy import Connection, Row, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from kms_service.adapters.database import schema
 from kms_service.adapters.database.pages import decode_token, encode_token, page_of
-from kms_service.adapters.database.times import from_us, to_us
+from kms_service.adapters.database.times import duration_us, from_us, to_us
 from kms_service.domain.catalogue import ArtifactPin, Version, VersionState, WrappedDataKey
+from kms_service.domain.destruction import Destruction, Moment
 from kms_service.domain.errors import ConcurrentUpdate
 from kms_service.domain.names import ModelName, ProjectName, VersionName
 from kms_service.domain.ports import Page
 
 _TABLE = schema.versions
 _LAST_NUMBER = 2**31 - 1  # of the column
+_DESTRUCTION = (
+    "destroy_scheduled_by",
+    "destroy_confirmed_by",
+    "destroy_due_us",
+    "destroy_due_served_us",
+    "destroy_artifact",
+    "destroy_time_us",
+)
 
 
 class SqlVersionTable:
@@ -114,10 +123,26 @@ class SqlVersionTable:
         rows = self._connection.execute(
             select(_TABLE.c.artifact_id).where(
                 _TABLE.c.artifact_id.in_(artifact_ids),
-                _TABLE.c.state != VersionState.DESTROYED.value,
+                or_(
+                    _TABLE.c.state != VersionState.DESTROYED.value,
+                    _TABLE.c.destroy_artifact.is_(False),
+                ),
             )
         )
         return frozenset(row[0] for row in rows)
+
+    def destroy_due(self, moment: Moment, limit: int) -> Sequence[Version]:
+        rows = self._connection.execute(
+            select(_TABLE)
+            .where(
+                _TABLE.c.state == VersionState.DESTROY_SCHEDULED.value,
+                _TABLE.c.destroy_confirmed_by.is_not(None),
+                _TABLE.c.destroy_due_us <= to_us(moment.time),
+                _TABLE.c.destroy_due_served_us <= duration_us(moment.served),
+            )
+            .limit(limit)
+        )
+        return [_version(row) for row in rows]
 
     def count_by_master_key_version(self, project: ProjectName) -> dict[int, int]:
         rows = self._connection.execute(
@@ -154,7 +179,23 @@ def _columns(version: Version) -> dict[str, object]:
         "pin_floe_header_tag": pin.floe_header_tag if pin else None,
         "pin_digest": pin.digest if pin else None,
         "revision": version.revision,
+        **_destruction_columns(version.destruction),
     }
+
+
+def _destruction_columns(destruction: Destruction | None) -> dict[str, object]:
+    if destruction is None:
+        return dict.fromkeys(_DESTRUCTION)
+    done = destruction.destroy_time
+    values = (
+        destruction.scheduled_by,
+        destruction.confirmed_by or None,
+        to_us(destruction.due.time),
+        duration_us(destruction.due.served),
+        destruction.delete_artifact,
+        to_us(done) if done is not None else None,
+    )
+    return dict(zip(_DESTRUCTION, values, strict=True))
 
 
 def _version(row: Row[tuple[object, ...]]) -> Version:
@@ -173,4 +214,18 @@ def _version(row: Row[tuple[object, ...]]) -> Version:
         if pinned
         else None,
         revision=row.revision,
+        destruction=_destruction(row),
+    )
+
+
+def _destruction(row: Row[tuple[object, ...]]) -> Destruction | None:
+    if row.destroy_scheduled_by is None:
+        return None
+    done_us = row.destroy_time_us
+    return Destruction(
+        scheduled_by=row.destroy_scheduled_by,
+        due=Moment(from_us(row.destroy_due_us), timedelta(microseconds=row.destroy_due_served_us)),
+        delete_artifact=bool(row.destroy_artifact),
+        confirmed_by=row.destroy_confirmed_by or "",
+        destroy_time=from_us(done_us) if done_us is not None else None,
     )

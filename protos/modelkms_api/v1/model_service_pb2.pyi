@@ -5,6 +5,7 @@ Projects, models, versions and aliases: publishing and resolving."""
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from modelkms_api.v1 import key_transport_pb2 as _key_transport_pb2
@@ -497,6 +498,84 @@ class DisableVersionRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DisableVersionRequest: _TypeAlias = DisableVersionRequest  # noqa: Y015
+
+@_typing.final
+class DestroyVersionRequest(_message.Message):
+    """Request of DestroyVersion."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    WAIT_FIELD_NUMBER: _builtins.int
+    DELETE_ARTIFACT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`projects/{project}/models/{model}/versions/{number}`."""
+    delete_artifact: _builtins.bool
+    """Whether the stored artifact (ciphertext) is deleted with the key."""
+    @_builtins.property
+    def wait(self) -> _duration_pb2.Duration:
+        """How long it can still be restored: 24 hours to 366 days; absent: 30 days. Time in which the
+        service was not running counts as ten minutes at most.
+        """
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        wait: _duration_pb2.Duration | None = ...,
+        delete_artifact: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["wait", b"wait"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delete_artifact", b"delete_artifact", "name", b"name", "wait", b"wait"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DestroyVersionRequest: _TypeAlias = DestroyVersionRequest  # noqa: Y015
+
+@_typing.final
+class ConfirmDestroyVersionRequest(_message.Message):
+    """Request of ConfirmDestroyVersion."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`projects/{project}/models/{model}/versions/{number}`."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConfirmDestroyVersionRequest: _TypeAlias = ConfirmDestroyVersionRequest  # noqa: Y015
+
+@_typing.final
+class RestoreVersionRequest(_message.Message):
+    """Request of RestoreVersion."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`projects/{project}/models/{model}/versions/{number}`."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreVersionRequest: _TypeAlias = RestoreVersionRequest  # noqa: Y015
 
 @_typing.final
 class SetAliasRequest(_message.Message):

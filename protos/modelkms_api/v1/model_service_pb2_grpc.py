@@ -96,6 +96,21 @@ class ModelServiceStub:
                 request_serializer=modelkms__api_dot_v1_dot_model__service__pb2.DisableVersionRequest.SerializeToString,
                 response_deserializer=modelkms__api_dot_v1_dot_resources__pb2.Version.FromString,
                 _registered_method=True)
+        self.DestroyVersion = channel.unary_unary(
+                '/modelkms_api.v1.ModelService/DestroyVersion',
+                request_serializer=modelkms__api_dot_v1_dot_model__service__pb2.DestroyVersionRequest.SerializeToString,
+                response_deserializer=modelkms__api_dot_v1_dot_resources__pb2.Version.FromString,
+                _registered_method=True)
+        self.ConfirmDestroyVersion = channel.unary_unary(
+                '/modelkms_api.v1.ModelService/ConfirmDestroyVersion',
+                request_serializer=modelkms__api_dot_v1_dot_model__service__pb2.ConfirmDestroyVersionRequest.SerializeToString,
+                response_deserializer=modelkms__api_dot_v1_dot_resources__pb2.Version.FromString,
+                _registered_method=True)
+        self.RestoreVersion = channel.unary_unary(
+                '/modelkms_api.v1.ModelService/RestoreVersion',
+                request_serializer=modelkms__api_dot_v1_dot_model__service__pb2.RestoreVersionRequest.SerializeToString,
+                response_deserializer=modelkms__api_dot_v1_dot_resources__pb2.Version.FromString,
+                _registered_method=True)
         self.SetAlias = channel.unary_unary(
                 '/modelkms_api.v1.ModelService/SetAlias',
                 request_serializer=modelkms__api_dot_v1_dot_model__service__pb2.SetAliasRequest.SerializeToString,
@@ -206,6 +221,30 @@ class ModelServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DestroyVersion(self, request, context):
+        """ENABLED or DISABLED → DESTROY_SCHEDULED; revokes the version's leases. Nothing is destroyed
+        before another principal confirms it (ConfirmDestroyVersion) and the wait is over; until then
+        RestoreVersion undoes it. Then the wrapped data key is gone for good: DESTROYED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ConfirmDestroyVersion(self, request, context):
+        """Confirms a scheduled destruction. FAILED_PRECONDITION SECOND_OFFICER_REQUIRED for whoever
+        scheduled it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RestoreVersion(self, request, context):
+        """DESTROY_SCHEDULED → DISABLED, until the destruction is due.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def SetAlias(self, request, context):
         """Points an alias to a version of the same model, creating it if need be.
         """
@@ -288,6 +327,21 @@ def add_ModelServiceServicer_to_server(servicer, server):
             'DisableVersion': grpc.unary_unary_rpc_method_handler(
                     servicer.DisableVersion,
                     request_deserializer=modelkms__api_dot_v1_dot_model__service__pb2.DisableVersionRequest.FromString,
+                    response_serializer=modelkms__api_dot_v1_dot_resources__pb2.Version.SerializeToString,
+            ),
+            'DestroyVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.DestroyVersion,
+                    request_deserializer=modelkms__api_dot_v1_dot_model__service__pb2.DestroyVersionRequest.FromString,
+                    response_serializer=modelkms__api_dot_v1_dot_resources__pb2.Version.SerializeToString,
+            ),
+            'ConfirmDestroyVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.ConfirmDestroyVersion,
+                    request_deserializer=modelkms__api_dot_v1_dot_model__service__pb2.ConfirmDestroyVersionRequest.FromString,
+                    response_serializer=modelkms__api_dot_v1_dot_resources__pb2.Version.SerializeToString,
+            ),
+            'RestoreVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.RestoreVersion,
+                    request_deserializer=modelkms__api_dot_v1_dot_model__service__pb2.RestoreVersionRequest.FromString,
                     response_serializer=modelkms__api_dot_v1_dot_resources__pb2.Version.SerializeToString,
             ),
             'SetAlias': grpc.unary_unary_rpc_method_handler(
@@ -630,6 +684,87 @@ class ModelService:
             target,
             '/modelkms_api.v1.ModelService/DisableVersion',
             modelkms__api_dot_v1_dot_model__service__pb2.DisableVersionRequest.SerializeToString,
+            modelkms__api_dot_v1_dot_resources__pb2.Version.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DestroyVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelkms_api.v1.ModelService/DestroyVersion',
+            modelkms__api_dot_v1_dot_model__service__pb2.DestroyVersionRequest.SerializeToString,
+            modelkms__api_dot_v1_dot_resources__pb2.Version.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ConfirmDestroyVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelkms_api.v1.ModelService/ConfirmDestroyVersion',
+            modelkms__api_dot_v1_dot_model__service__pb2.ConfirmDestroyVersionRequest.SerializeToString,
+            modelkms__api_dot_v1_dot_resources__pb2.Version.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RestoreVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelkms_api.v1.ModelService/RestoreVersion',
+            modelkms__api_dot_v1_dot_model__service__pb2.RestoreVersionRequest.SerializeToString,
             modelkms__api_dot_v1_dot_resources__pb2.Version.FromString,
             options,
             channel_credentials,

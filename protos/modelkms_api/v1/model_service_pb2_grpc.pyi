@@ -66,6 +66,17 @@ class ModelServiceStub:
     """DISABLED → ENABLED."""
     DisableVersion: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.DisableVersionRequest, _resources_pb2.Version]
     """ENABLED → DISABLED; revokes the version's leases."""
+    DestroyVersion: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.DestroyVersionRequest, _resources_pb2.Version]
+    """ENABLED or DISABLED → DESTROY_SCHEDULED; revokes the version's leases. Nothing is destroyed
+    before another principal confirms it (ConfirmDestroyVersion) and the wait is over; until then
+    RestoreVersion undoes it. Then the wrapped data key is gone for good: DESTROYED.
+    """
+    ConfirmDestroyVersion: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.ConfirmDestroyVersionRequest, _resources_pb2.Version]
+    """Confirms a scheduled destruction. FAILED_PRECONDITION SECOND_OFFICER_REQUIRED for whoever
+    scheduled it.
+    """
+    RestoreVersion: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.RestoreVersionRequest, _resources_pb2.Version]
+    """DESTROY_SCHEDULED → DISABLED, until the destruction is due."""
     SetAlias: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.SetAliasRequest, _resources_pb2.Alias]
     """Points an alias to a version of the same model, creating it if need be."""
     ListAliases: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.ListAliasesRequest, _model_service_pb2.ListAliasesResponse]
@@ -110,6 +121,17 @@ class ModelServiceAsyncStub(ModelServiceStub):
     """DISABLED → ENABLED."""
     DisableVersion: _aio.UnaryUnaryMultiCallable[_model_service_pb2.DisableVersionRequest, _resources_pb2.Version]  # type: ignore[assignment]
     """ENABLED → DISABLED; revokes the version's leases."""
+    DestroyVersion: _aio.UnaryUnaryMultiCallable[_model_service_pb2.DestroyVersionRequest, _resources_pb2.Version]  # type: ignore[assignment]
+    """ENABLED or DISABLED → DESTROY_SCHEDULED; revokes the version's leases. Nothing is destroyed
+    before another principal confirms it (ConfirmDestroyVersion) and the wait is over; until then
+    RestoreVersion undoes it. Then the wrapped data key is gone for good: DESTROYED.
+    """
+    ConfirmDestroyVersion: _aio.UnaryUnaryMultiCallable[_model_service_pb2.ConfirmDestroyVersionRequest, _resources_pb2.Version]  # type: ignore[assignment]
+    """Confirms a scheduled destruction. FAILED_PRECONDITION SECOND_OFFICER_REQUIRED for whoever
+    scheduled it.
+    """
+    RestoreVersion: _aio.UnaryUnaryMultiCallable[_model_service_pb2.RestoreVersionRequest, _resources_pb2.Version]  # type: ignore[assignment]
+    """DESTROY_SCHEDULED → DISABLED, until the destruction is due."""
     SetAlias: _aio.UnaryUnaryMultiCallable[_model_service_pb2.SetAliasRequest, _resources_pb2.Alias]  # type: ignore[assignment]
     """Points an alias to a version of the same model, creating it if need be."""
     ListAliases: _aio.UnaryUnaryMultiCallable[_model_service_pb2.ListAliasesRequest, _model_service_pb2.ListAliasesResponse]  # type: ignore[assignment]
@@ -223,6 +245,35 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_resources_pb2.Version, _abc.Awaitable[_resources_pb2.Version]]:
         """ENABLED → DISABLED; revokes the version's leases."""
+
+    @_abc_1.abstractmethod
+    def DestroyVersion(
+        self,
+        request: _model_service_pb2.DestroyVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_resources_pb2.Version, _abc.Awaitable[_resources_pb2.Version]]:
+        """ENABLED or DISABLED → DESTROY_SCHEDULED; revokes the version's leases. Nothing is destroyed
+        before another principal confirms it (ConfirmDestroyVersion) and the wait is over; until then
+        RestoreVersion undoes it. Then the wrapped data key is gone for good: DESTROYED.
+        """
+
+    @_abc_1.abstractmethod
+    def ConfirmDestroyVersion(
+        self,
+        request: _model_service_pb2.ConfirmDestroyVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_resources_pb2.Version, _abc.Awaitable[_resources_pb2.Version]]:
+        """Confirms a scheduled destruction. FAILED_PRECONDITION SECOND_OFFICER_REQUIRED for whoever
+        scheduled it.
+        """
+
+    @_abc_1.abstractmethod
+    def RestoreVersion(
+        self,
+        request: _model_service_pb2.RestoreVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_resources_pb2.Version, _abc.Awaitable[_resources_pb2.Version]]:
+        """DESTROY_SCHEDULED → DISABLED, until the destruction is due."""
 
     @_abc_1.abstractmethod
     def SetAlias(

@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fmodelkms_api/v1/resources.proto\x12\x0fmodelkms_api.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\\\n\x07Project\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nmaster_key\x18\x02 \x01(\t\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xa9\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12/\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x06labels\x18\x03 \x03(\x0b\x32\".modelkms_api.v1.Model.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x9a\x02\n\x07Version\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03uid\x18\x02 \x01(\t\x12,\n\x05state\x18\x03 \x01(\x0e\x32\x1d.modelkms_api.v1.VersionState\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rfinalize_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpublisher\x18\x06 \x01(\t\x12)\n\x03pin\x18\x07 \x01(\x0b\x32\x1c.modelkms_api.v1.ArtifactPin\x12\x0f\n\x07\x61liases\x18\x08 \x03(\t\x12\x13\n\x0b\x61rtifact_id\x18\t \x01(\t\"W\n\x05\x41lias\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12/\n\x0bupdate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"L\n\x0b\x41rtifactPin\x12\x14\n\x0clength_bytes\x18\x01 \x01(\x04\x12\x17\n\x0f\x66loe_header_tag\x18\x02 \x01(\x0c\x12\x0e\n\x06\x64igest\x18\x03 \x01(\x0c\"T\n\x10\x41rtifactLocation\x12\x0b\n\x03url\x18\x01 \x01(\t\x12\x33\n\x0furl_expire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xd2\x02\n\x05Lease\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x11\n\tprincipal\x18\x03 \x01(\t\x12\x10\n\x08instance\x18\x04 \x01(\t\x12.\n\nissue_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x11\x61\x62solute_end_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08renewals\x18\x08 \x01(\r\x12*\n\x05state\x18\t \x01(\x0e\x32\x1b.modelkms_api.v1.LeaseState\x12/\n\x0brevoke_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x9a\x02\n\tMasterKey\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tvault_key\x18\x02 \x01(\t\x12\x16\n\x0elatest_version\x18\x03 \x01(\r\x12\x1e\n\x16min_decryption_version\x18\x04 \x01(\r\x12>\n\x1alatest_version_create_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x12\x61uto_rotate_period\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12=\n\x12keys_under_version\x18\x07 \x03(\x0b\x32!.modelkms_api.v1.KeysUnderVersion\"A\n\x10KeysUnderVersion\x12\x1a\n\x12master_key_version\x18\x01 \x01(\r\x12\x11\n\tdata_keys\x18\x02 \x01(\x04*\xc1\x01\n\x0cVersionState\x12\x1d\n\x19VERSION_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15VERSION_STATE_PENDING\x10\x01\x12\x19\n\x15VERSION_STATE_ENABLED\x10\x02\x12\x1a\n\x16VERSION_STATE_DISABLED\x10\x03\x12#\n\x1fVERSION_STATE_DESTROY_SCHEDULED\x10\x04\x12\x1b\n\x17VERSION_STATE_DESTROYED\x10\x05*q\n\nLeaseState\x12\x1b\n\x17LEASE_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10LEASE_STATE_LIVE\x10\x01\x12\x17\n\x13LEASE_STATE_EXPIRED\x10\x02\x12\x17\n\x13LEASE_STATE_REVOKED\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fmodelkms_api/v1/resources.proto\x12\x0fmodelkms_api.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\\\n\x07Project\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nmaster_key\x18\x02 \x01(\t\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xa9\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12/\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x06labels\x18\x03 \x03(\x0b\x32\".modelkms_api.v1.Model.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xcd\x02\n\x07Version\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03uid\x18\x02 \x01(\t\x12,\n\x05state\x18\x03 \x01(\x0e\x32\x1d.modelkms_api.v1.VersionState\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rfinalize_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpublisher\x18\x06 \x01(\t\x12)\n\x03pin\x18\x07 \x01(\x0b\x32\x1c.modelkms_api.v1.ArtifactPin\x12\x0f\n\x07\x61liases\x18\x08 \x03(\t\x12\x13\n\x0b\x61rtifact_id\x18\t \x01(\t\x12\x31\n\x0b\x64\x65struction\x18\n \x01(\x0b\x32\x1c.modelkms_api.v1.Destruction\"\xb2\x01\n\x0b\x44\x65struction\x12,\n\x08\x64ue_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cscheduled_by\x18\x02 \x01(\t\x12\x14\n\x0c\x63onfirmed_by\x18\x03 \x01(\t\x12\x17\n\x0f\x64\x65lete_artifact\x18\x04 \x01(\x08\x12\x30\n\x0c\x64\x65stroy_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"W\n\x05\x41lias\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12/\n\x0bupdate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"L\n\x0b\x41rtifactPin\x12\x14\n\x0clength_bytes\x18\x01 \x01(\x04\x12\x17\n\x0f\x66loe_header_tag\x18\x02 \x01(\x0c\x12\x0e\n\x06\x64igest\x18\x03 \x01(\x0c\"T\n\x10\x41rtifactLocation\x12\x0b\n\x03url\x18\x01 \x01(\t\x12\x33\n\x0furl_expire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xd2\x02\n\x05Lease\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x11\n\tprincipal\x18\x03 \x01(\t\x12\x10\n\x08instance\x18\x04 \x01(\t\x12.\n\nissue_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x11\x61\x62solute_end_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08renewals\x18\x08 \x01(\r\x12*\n\x05state\x18\t \x01(\x0e\x32\x1b.modelkms_api.v1.LeaseState\x12/\n\x0brevoke_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x9a\x02\n\tMasterKey\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tvault_key\x18\x02 \x01(\t\x12\x16\n\x0elatest_version\x18\x03 \x01(\r\x12\x1e\n\x16min_decryption_version\x18\x04 \x01(\r\x12>\n\x1alatest_version_create_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x12\x61uto_rotate_period\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12=\n\x12keys_under_version\x18\x07 \x03(\x0b\x32!.modelkms_api.v1.KeysUnderVersion\"A\n\x10KeysUnderVersion\x12\x1a\n\x12master_key_version\x18\x01 \x01(\r\x12\x11\n\tdata_keys\x18\x02 \x01(\x04*\xc1\x01\n\x0cVersionState\x12\x1d\n\x19VERSION_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15VERSION_STATE_PENDING\x10\x01\x12\x19\n\x15VERSION_STATE_ENABLED\x10\x02\x12\x1a\n\x16VERSION_STATE_DISABLED\x10\x03\x12#\n\x1fVERSION_STATE_DESTROY_SCHEDULED\x10\x04\x12\x1b\n\x17VERSION_STATE_DESTROYED\x10\x05*q\n\nLeaseState\x12\x1b\n\x17LEASE_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10LEASE_STATE_LIVE\x10\x01\x12\x17\n\x13LEASE_STATE_EXPIRED\x10\x02\x12\x17\n\x13LEASE_STATE_REVOKED\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,10 +35,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_MODEL_LABELSENTRY']._loaded_options = None
   _globals['_MODEL_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_VERSIONSTATE']._serialized_start=1615
-  _globals['_VERSIONSTATE']._serialized_end=1808
-  _globals['_LEASESTATE']._serialized_start=1810
-  _globals['_LEASESTATE']._serialized_end=1923
+  _globals['_VERSIONSTATE']._serialized_start=1847
+  _globals['_VERSIONSTATE']._serialized_end=2040
+  _globals['_LEASESTATE']._serialized_start=2042
+  _globals['_LEASESTATE']._serialized_end=2155
   _globals['_PROJECT']._serialized_start=117
   _globals['_PROJECT']._serialized_end=209
   _globals['_MODEL']._serialized_start=212
@@ -46,17 +46,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MODEL_LABELSENTRY']._serialized_start=336
   _globals['_MODEL_LABELSENTRY']._serialized_end=381
   _globals['_VERSION']._serialized_start=384
-  _globals['_VERSION']._serialized_end=666
-  _globals['_ALIAS']._serialized_start=668
-  _globals['_ALIAS']._serialized_end=755
-  _globals['_ARTIFACTPIN']._serialized_start=757
-  _globals['_ARTIFACTPIN']._serialized_end=833
-  _globals['_ARTIFACTLOCATION']._serialized_start=835
-  _globals['_ARTIFACTLOCATION']._serialized_end=919
-  _globals['_LEASE']._serialized_start=922
-  _globals['_LEASE']._serialized_end=1260
-  _globals['_MASTERKEY']._serialized_start=1263
-  _globals['_MASTERKEY']._serialized_end=1545
-  _globals['_KEYSUNDERVERSION']._serialized_start=1547
-  _globals['_KEYSUNDERVERSION']._serialized_end=1612
+  _globals['_VERSION']._serialized_end=717
+  _globals['_DESTRUCTION']._serialized_start=720
+  _globals['_DESTRUCTION']._serialized_end=898
+  _globals['_ALIAS']._serialized_start=900
+  _globals['_ALIAS']._serialized_end=987
+  _globals['_ARTIFACTPIN']._serialized_start=989
+  _globals['_ARTIFACTPIN']._serialized_end=1065
+  _globals['_ARTIFACTLOCATION']._serialized_start=1067
+  _globals['_ARTIFACTLOCATION']._serialized_end=1151
+  _globals['_LEASE']._serialized_start=1154
+  _globals['_LEASE']._serialized_end=1492
+  _globals['_MASTERKEY']._serialized_start=1495
+  _globals['_MASTERKEY']._serialized_end=1777
+  _globals['_KEYSUNDERVERSION']._serialized_start=1779
+  _globals['_KEYSUNDERVERSION']._serialized_end=1844
 # @@protoc_insertion_point(module_scope)

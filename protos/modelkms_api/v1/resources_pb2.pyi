@@ -190,6 +190,7 @@ class Version(_message.Message):
     PIN_FIELD_NUMBER: _builtins.int
     ALIASES_FIELD_NUMBER: _builtins.int
     ARTIFACT_ID_FIELD_NUMBER: _builtins.int
+    DESTRUCTION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`projects/{project}/models/{model}/versions/{number}`, number from 1."""
     uid: _builtins.str
@@ -216,6 +217,10 @@ class Version(_message.Message):
     def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Aliases that point to this version, sorted; output only."""
 
+    @_builtins.property
+    def destruction(self) -> Global___Destruction:
+        """What was decided about its end; absent unless DESTROY_SCHEDULED, or DESTROYED by schedule."""
+
     def __init__(
         self,
         *,
@@ -228,14 +233,57 @@ class Version(_message.Message):
         pin: Global___ArtifactPin | None = ...,
         aliases: _abc.Iterable[_builtins.str] | None = ...,
         artifact_id: _builtins.str = ...,
+        destruction: Global___Destruction | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "finalize_time", b"finalize_time", "pin", b"pin"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "destruction", b"destruction", "finalize_time", b"finalize_time", "pin", b"pin"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "artifact_id", b"artifact_id", "create_time", b"create_time", "finalize_time", b"finalize_time", "name", b"name", "pin", b"pin", "publisher", b"publisher", "state", b"state", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "artifact_id", b"artifact_id", "create_time", b"create_time", "destruction", b"destruction", "finalize_time", b"finalize_time", "name", b"name", "pin", b"pin", "publisher", b"publisher", "state", b"state", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Version: _TypeAlias = Version  # noqa: Y015
+
+@_typing.final
+class Destruction(_message.Message):
+    """A scheduled or done destruction of a version."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DUE_TIME_FIELD_NUMBER: _builtins.int
+    SCHEDULED_BY_FIELD_NUMBER: _builtins.int
+    CONFIRMED_BY_FIELD_NUMBER: _builtins.int
+    DELETE_ARTIFACT_FIELD_NUMBER: _builtins.int
+    DESTROY_TIME_FIELD_NUMBER: _builtins.int
+    scheduled_by: _builtins.str
+    """SPIFFE ID of who scheduled it."""
+    confirmed_by: _builtins.str
+    """SPIFFE ID of who confirmed it, another one; empty: not yet, so it will not happen."""
+    delete_artifact: _builtins.bool
+    """Whether the stored artifact goes too."""
+    @_builtins.property
+    def due_time(self) -> _timestamp_pb2.Timestamp:
+        """Not before this time. It comes later by as long as the service is down meanwhile."""
+
+    @_builtins.property
+    def destroy_time(self) -> _timestamp_pb2.Timestamp:
+        """When the wrapped data key was destroyed; absent before."""
+
+    def __init__(
+        self,
+        *,
+        due_time: _timestamp_pb2.Timestamp | None = ...,
+        scheduled_by: _builtins.str = ...,
+        confirmed_by: _builtins.str = ...,
+        delete_artifact: _builtins.bool = ...,
+        destroy_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["destroy_time", b"destroy_time", "due_time", b"due_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["confirmed_by", b"confirmed_by", "delete_artifact", b"delete_artifact", "destroy_time", b"destroy_time", "due_time", b"due_time", "scheduled_by", b"scheduled_by"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Destruction: _TypeAlias = Destruction  # noqa: Y015
 
 @_typing.final
 class Alias(_message.Message):

@@ -35,6 +35,7 @@ from modelkms.reference import Reference
 from modelkms.types import (
     AliasInfo,
     BlockInfo,
+    DestructionInfo,
     FreezeInfo,
     Identity,
     LeaseInfo,
@@ -278,6 +279,26 @@ class FakeClient:
         return self._set_state(version_ref, "ENABLED")
 
     def disable(self, version_ref: str) -> VersionInfo:
+        return self._set_state(version_ref, "DISABLED")
+
+    def destroy(
+        self,
+        version_ref: str,
+        wait: timedelta | None = None,
+        *,
+        delete_artifact: bool = False,
+    ) -> VersionInfo:
+        due = NOW + (wait or timedelta(days=30))
+        destruction = DestructionInfo(due, PUBLISHER, "", delete_artifact, None)
+        version = self._set_state(version_ref, "DESTROY_SCHEDULED")
+        return replace(version, destruction=destruction, aliases=self._aliases_of(version))
+
+    def confirm_destroy(self, version_ref: str) -> VersionInfo:
+        version = self._set_state(version_ref, "DESTROY_SCHEDULED")
+        due = NOW + timedelta(days=30)
+        return replace(version, destruction=DestructionInfo(due, PUBLISHER, READER, False, None))
+
+    def restore(self, version_ref: str) -> VersionInfo:
         return self._set_state(version_ref, "DISABLED")
 
     def list_leases(

@@ -23,6 +23,7 @@ from modelkms_api.v1.artifact_pb2 import PAYLOAD_KIND_ZIP, ArtifactHeader
 
 from kms_service.adapters.database import SqlDatabase
 from kms_service.adapters.key_transport import HpkeKeyTransport
+from kms_service.adapters.vault_tombstones import WithheldMasterKeys
 from kms_service.domain.binding import data_key_context
 from kms_service.domain.catalogue import ArtifactPin, Model, Project, Version
 from kms_service.domain.decisions import Action
@@ -43,6 +44,7 @@ from kms_service.usecases.browse_catalogue import BrowseCatalogue
 from kms_service.usecases.create_model import CreateModel
 from kms_service.usecases.create_project import CreateProject
 from kms_service.usecases.create_version import CreateVersion
+from kms_service.usecases.destroy_version import DestroyVersion
 from kms_service.usecases.expire_pending import ExpirePending
 from kms_service.usecases.finalize_version import FinalizeVersion
 from kms_service.usecases.get_master_key import GetMasterKey
@@ -53,6 +55,7 @@ from kms_service.usecases.renew_lease import RenewLease
 from kms_service.usecases.resolve_model import ResolveModel
 from kms_service.usecases.revoke_leases import RevokeLeases
 from kms_service.usecases.set_alias import SetAlias
+from kms_service.usecases.shred_versions import ShredVersions
 from kms_service.usecases.standing import Standing
 from kms_service.usecases.upload_artifact import UploadArtifact
 from kms_service.usecases.version_state import ChangeVersionState
@@ -61,6 +64,7 @@ from tests.support.fake_master_keys import FakeMasterKeys
 from tests.support.usecase_fakes import (
     ManualClock,
     MemoryAudit,
+    MemoryTombstones,
     ScriptedPolicy,
     Waiting,
     WatchedDatabase,
@@ -80,15 +84,17 @@ class World:
         """`store`: instead of a folder."""
         folder.mkdir(exist_ok=True)
         self.artifacts = folder / "artifacts"
+        self.folder = folder
         self.pending_ttl = timedelta(days=7)
         self.clock = ManualClock()
         self.policy = ScriptedPolicy()
         self.audit = MemoryAudit()
         self.vault = FakeMasterKeys()
-        self.master_keys = WatchedMasterKeys(self.vault)
+        self.tombstones = MemoryTombstones()
+        self.master_keys = WatchedMasterKeys(WithheldMasterKeys(self.vault, self.tombstones))
         self._sql = open_database(folder, template)
         self._sql_url = f"sqlite:///{folder / 'state.db'}"
-        self.database = WatchedDatabase(self._sql)
+        self.database = WatchedDatabase(self._sql, self.clock.served)
         self.store = WatchedStore(store or open_store(folder))
         self.transport = HpkeKeyTransport()
         self._construct()
@@ -111,6 +117,7 @@ class World:
         self.upload = UploadArtifact(gate=gate, store=self.store)
         self.read_artifact = ReadArtifact(gate=gate, store=self.store)
         self.states = ChangeVersionState(**state)
+        self.destroy = DestroyVersion(**state)
         self.set_alias = SetAlias(**state)
         self.resolve_model = ResolveModel(gate=gate, store=self.store, clock=self.clock)
         self.renew_lease = RenewLease(**state)
@@ -127,6 +134,13 @@ class World:
             pending_ttl=self.pending_ttl,
         )
         self.standing = Standing(**state)
+        self.shred = ShredVersions(
+            database=self.database,
+            tombstones=self.tombstones,
+            store=self.store,
+            audit=self.audit,
+            clock=self.clock,
+        )
         self._create_version = CreateVersion(**state, **keys)
         self._finalize_version = FinalizeVersion(**state, store=self.store)
         self._lease_data_key = LeaseDataKey(**state, **keys, store=self.store)
@@ -155,6 +169,8 @@ class World:
             name,
             Action.ENABLE_VERSION,
             Action.DISABLE_VERSION,
+            Action.DESTROY_VERSION,
+            Action.CONFIRM_DESTROY_VERSION,
             Action.LIST_LEASES,
             Action.REVOKE_LEASES,
             Action.GET_MASTER_KEY,
