@@ -82,8 +82,7 @@ def _digest(source: Source) -> str:
     """Changes when a file of the source is added, removed, renamed, replaced or written."""
     hasher = hashlib.sha256()
     for file in source.files:
-        fields = (os.fsencode(file.name), *(b"%d" % number for number in file.identity))
-        hasher.update(length_prefixed(*fields))
+        hasher.update(length_prefixed(os.fsencode(file.name), file.identity))
     return hasher.hexdigest()
 
 

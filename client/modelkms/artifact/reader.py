@@ -6,7 +6,7 @@ import hmac
 import io
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -168,7 +168,13 @@ class ArtifactReader:
                 self._check_local_header(member)
             for member in self._members.values():
                 with target.create(member.name) as file:
-                    self._payload.chunks(member.offset, member.size_bytes, partial(write_at, file))
+                    self._extract(member, partial(write_at, file))
+
+    def _extract(self, member: Member, write: Callable[[int, memoryview], None]) -> None:
+        if member.size_bytes >= _LARGE_BYTES:
+            self._payload.chunks(member.offset, member.size_bytes, write)
+        else:  # many small ones lie in one segment: it is decrypted once
+            write(0, memoryview(self._payload.read(member.offset, member.size_bytes)))
 
     def verify(self, progress: ProgressBytes | None = None) -> None:
         """Authenticate all of the artifact in two threads, and compare every local header.
@@ -276,6 +282,7 @@ class ArtifactReader:
             archive.check_local_header(self._payload.read, member)
 
 
+_LARGE_BYTES = 1 << 20
 _SEQUENTIAL_BYTES = 256 << 10
 _AHEAD_BYTES = 2 << 20
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import stat
+import struct
 import time
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,17 +25,31 @@ from modelkms.errors import PathUnusable, SourceChanged, SourceRejected
 _CLOCK_TICK_S = 0.02
 """Times of change of the kernel are so coarse at most."""
 
-Identity = tuple[int, ...]
+_IDENTITY = struct.Struct("=7Q")
 
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """One plain file of a source, as it was when it was looked at."""
+    """One plain file of a source, as it was when it was looked at. There may be 100,000 of them.
 
+    Attributes:
+        folder: from which `name` leads to it.
+        identity: another one if another file takes its place, or this one is written.
+    """
+
+    folder: Path
     name: str
-    path: Path
     size_bytes: int
-    identity: Identity
+    identity: bytes
+
+    @property
+    def path(self) -> Path:
+        return self.folder / self.name
+
+    @property
+    def changed_ns(self) -> int:
+        """Time of its last change (ctime)."""
+        return int(_IDENTITY.unpack(self.identity)[-1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +96,8 @@ def look_at(path: str | Path) -> Source:
     """
     path = Path(path)
     for _ in range(3):
-        source = look_at_once(path)
-        newest_ns = max(file.identity[-1] for file in source.files)
+        source = _look(path)
+        newest_ns = max(file.changed_ns for file in source.files)
         if time.time_ns() - newest_ns > _CLOCK_TICK_S * 1e9:
             break
         # "Racily clean", as git calls it: a file written in this tick of the clock could be
@@ -90,8 +106,26 @@ def look_at(path: str | Path) -> Source:
     return source
 
 
-def look_at_once(path: Path) -> Source:
-    """As `look_at`, not minding files that were written a moment ago."""
+def is_unchanged(source: Source) -> bool:
+    """Whether a source is what it was, as far as a second look can tell."""
+    path, files = source.path, source.files
+    try:
+        if source.kind == PAYLOAD_KIND_FILE:
+            return identity(path.lstat()) == files[0].identity
+        if not stat.S_ISDIR(path.lstat().st_mode):
+            return False
+        found = 0
+        for file in _files_below(path, None):
+            at = bisect_left(files, file.name.encode(), key=lambda file: file.name.encode())
+            if at == len(files) or files[at] != file:
+                return False
+            found += 1
+    except (OSError, UnicodeEncodeError, SourceRejected, PathUnusable, SourceChanged):
+        return False
+    return found == len(files)
+
+
+def _look(path: Path) -> Source:
     try:
         status = path.lstat()
     except FileNotFoundError as error:
@@ -101,18 +135,19 @@ def look_at_once(path: Path) -> Source:
     if stat.S_ISREG(status.st_mode):
         if fault := name_fault(path.name):
             raise _rejected(path, f"its name {fault}")
-        file = SourceFile(path.name, path, status.st_size, identity(status))
+        file = SourceFile(path.parent, path.name, status.st_size, identity(status))
         return Source(path, PAYLOAD_KIND_FILE, path.name, (file,))
     if not stat.S_ISDIR(status.st_mode):
         raise _special(path, status)
-    files = sorted(_files_below(path), key=lambda file: file.name.encode())
+    files = sorted(_files_below(path, Names()), key=lambda file: file.name.encode())
     if not files:
         raise _rejected(path, "it has no file")
     return Source(path, PAYLOAD_KIND_ZIP, "", tuple(files))
 
 
-def _files_below(folder: Path) -> Iterator[SourceFile]:
-    names, count, waiting = Names(), 0, [("", folder)]
+def _files_below(folder: Path, names: Names | None) -> Iterator[SourceFile]:
+    """In no order. `names`: what is there already; None: they need not be looked at again."""
+    count, waiting = 0, [("", folder)]
     while waiting:
         prefix, parent = waiting.pop()
         for entry in _entries(parent):
@@ -126,12 +161,12 @@ def _files_below(folder: Path) -> Iterator[SourceFile]:
                 continue
             if not stat.S_ISREG(status.st_mode):
                 raise _special(path, status)
-            if fault := names.fault(name):
+            if names is not None and (fault := names.fault(name)):
                 raise _rejected(path, f"its name {fault}")
             count += 1
             if count > MAX_MEMBERS:
                 raise _rejected(folder, f"it has more than {MAX_MEMBERS:,} files")
-            yield SourceFile(name, path, status.st_size, identity(status))
+            yield SourceFile(folder, name, status.st_size, identity(status))
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
@@ -145,14 +180,16 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         raise PathUnusable(f"{_shown(folder)} cannot be read: {error.strerror}") from error
 
 
-def identity(status: os.stat_result) -> Identity:
-    """Changes when another file takes the place, or this one is written."""
-    return (
+def identity(status: os.stat_result) -> bytes:
+    """Of a file: changes when another file takes the place, or this one is written."""
+    second = 10**9
+    return _IDENTITY.pack(
         status.st_dev,
         status.st_ino,
         stat.S_IFMT(status.st_mode),
         status.st_size,
-        status.st_mtime_ns,
+        status.st_mtime_ns // second % 2**64,  # a time before 1970 is one too
+        status.st_mtime_ns % second,
         status.st_ctime_ns,
     )
 

@@ -13,8 +13,14 @@ from modelkms_api.v1.artifact_pb2 import PAYLOAD_KIND_FILE
 from modelkms.artifact import archive
 from modelkms.artifact.archive import Member
 from modelkms.artifact.checksum import crc32_joined
-from modelkms.artifact.source import Source, SourceFile, changed, identity, look_at_once, unreadable
-from modelkms.errors import PathUnusable, SourceRejected
+from modelkms.artifact.source import (
+    Source,
+    SourceFile,
+    changed,
+    identity,
+    is_unchanged,
+    unreadable,
+)
 
 
 class SourceReader:
@@ -52,11 +58,7 @@ class SourceReader:
         Raises:
             SourceChanged: it is not what it was.
         """
-        try:
-            now = look_at_once(self._source.path)
-        except (SourceRejected, PathUnusable) as error:
-            raise changed(self._source.path) from error
-        if now != self._source:
+        if not is_unchanged(self._source):
             raise changed(self._source.path)
 
     def stop(self) -> None:

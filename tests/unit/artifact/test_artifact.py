@@ -24,7 +24,7 @@ from modelkms.artifact import (
     write_artifact,
 )
 from modelkms.artifact.buffers import FreshBytes
-from modelkms.artifact.payload import Payload
+from modelkms.artifact.extraction import write_at
 from modelkms.errors import (
     ArtifactCorrupt,
     ArtifactMismatch,
@@ -591,16 +591,13 @@ def test_a_failing_extraction_leaves_nothing(
 ) -> None:
     artifact, _ = written(folder_of(tmp_path / "model", FOLDER))
     (tmp_path / "there").mkdir()
-    chunks = Payload.chunks
 
-    def failing(
-        self: Payload, offset: int, length: int, give: Callable[[int, memoryview], None]
-    ) -> None:
-        chunks(self, offset, length, give)
-        if length == 100:  # weights/1.bin, the last
+    def failing(descriptor: int, offset: int, data: memoryview) -> None:
+        write_at(descriptor, offset, data)
+        if len(data) == 100:  # weights/1.bin, the last
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Payload, "chunks", failing)
+    monkeypatch.setattr("modelkms.artifact.reader.write_at", failing)
     for target in (tmp_path / "new", tmp_path / "there"):
         with ArtifactReader(artifact, KEY) as reader, pytest.raises(OSError, match="No space"):
             reader.extract_to(target)
