@@ -56,6 +56,7 @@ class TlsMaterial:
     certificate_chain: bytes
     key: bytes
     client_ca: bytes
+    issued: datetime
     expires: datetime
 
     def __repr__(self) -> str:
@@ -111,7 +112,7 @@ def load_tls_material(files: TlsFiles) -> TlsMaterial:
         raise ConfigurationError(
             "server.client_ca_file: holds a certificate that is no CA; give the CAs of your clients"
         )
-    return TlsMaterial(chain, key, client_ca, leaf.not_valid_after_utc)
+    return TlsMaterial(chain, key, client_ca, leaf.not_valid_before_utc, leaf.not_valid_after_utc)
 
 
 class ReloadingCredentials:
@@ -171,7 +172,7 @@ class ReloadingCredentials:
 
     def _in_force(self, material: TlsMaterial) -> None:
         self._metrics.tls_last_reload_ok.set(1)
-        self._metrics.certificate_expires(material.expires)
+        self._metrics.certificate(material.issued, material.expires)
 
 
 def _read(path: Path, field: str) -> bytes:

@@ -206,6 +206,10 @@ class Metrics:
             "modelkms_tls_last_reload_ok",
             "0 while the files of certificate, key or client CA are unusable: last good kept",
         )
+        self.certificate_issued = self._gauge(
+            "modelkms_certificate_issued_timestamp_seconds",
+            "When the server certificate in use became valid (Unix time)",
+        )
         self.certificate_expiry = self._gauge(
             "modelkms_certificate_expiry_timestamp_seconds",
             "When the server certificate in use expires (Unix time)",
@@ -232,8 +236,10 @@ class Metrics:
 
         return looked_up
 
-    def certificate_expires(self, at: datetime) -> None:
-        self.certificate_expiry.set(at.timestamp())
+    def certificate(self, issued: datetime, expires: datetime) -> None:
+        """Tell of the server certificate in use."""
+        self.certificate_issued.set(issued.timestamp())
+        self.certificate_expiry.set(expires.timestamp())
 
     def observe_gauge(self, name: str, help_text: str, value: Callable[[], float | None]) -> None:
         """A gauge whose value is asked for at each scrape; None leaves it out."""

@@ -29,7 +29,7 @@ def fetch(port: int, path: str = "/metrics") -> str:
 def test_metrics_are_served_until_stopped() -> None:
     metrics = Metrics(["/s/M"], ["OK"], ["NOT_FOUND"])
     metrics.leases_issued.inc(3)
-    metrics.certificate_expires(datetime(2030, 1, 1, tzinfo=UTC))
+    metrics.certificate(datetime(2029, 1, 1, tzinfo=UTC), datetime(2030, 1, 1, tzinfo=UTC))
     metrics.observe_gauge("modelkms_asked", "Asked at each scrape.", lambda: 7.0)
     metrics.observe_gauge("modelkms_unknown", "Not known now.", lambda: None)
     server = MetricsServer(("127.0.0.1", 0), metrics.registry)

