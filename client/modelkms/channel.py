@@ -1,4 +1,4 @@
-"""The way to the service: a mutual-TLS channel, and the name of what is wrong when TLS refuses."""
+"""The way to the service: a TLS channel, and the name of what is wrong when TLS refuses."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from modelkms.errors import (
 )
 from modelkms.identity import ClientIdentity
 from modelkms.profile import Profile
+from modelkms.tokens import BearerPlugin
 
 MAX_MESSAGE_BYTES = 8 << 20
 _PROBE_TIMEOUT_S = 5.0
@@ -48,11 +49,16 @@ def open_channel(profile: Profile, identity: ClientIdentity) -> grpc.Channel:
     `GRPC_SSL_CIPHER_SUITES` is the host process's affair: it is neither read nor set here. TLS 1.3
     is the server's demand.
     """
+    key = identity.private_key
     credentials = grpc.ssl_channel_credentials(
         root_certificates=identity.ca,
-        private_key=identity.private_key.reveal(),
+        private_key=key.reveal() if key is not None else None,
         certificate_chain=identity.certificate_chain,
     )
+    if identity.tokens is not None:
+        plugin = BearerPlugin(identity.tokens, identity.own_instance)
+        bearer = grpc.metadata_call_credentials(plugin, "modelkms-bearer")
+        credentials = grpc.composite_channel_credentials(credentials, bearer)
     return grpc.secure_channel(
         profile.target,
         credentials,
@@ -150,7 +156,7 @@ def _closed(profile: Profile, identity: ClientIdentity) -> ModelKmsError:
 
 
 def _expired(identity: ClientIdentity, profile: Profile) -> ModelKmsError | None:
-    if not identity.expired():
+    if identity.certificate is None or not identity.expired():
         return None
     ended = identity.certificate.not_valid_after_utc.astimezone(UTC)
     return CredentialExpired(

@@ -38,7 +38,7 @@ def lease_key(session: Session, name: str, attributes: Mapping[str, str] | None)
         raise AnswerInvalid("the service leased the key of another version than it answered with")
     binding = Binding(
         purpose=layout.PURPOSE_LEASE,
-        principal=session.identity.principal,
+        principal=session.identity.principal_as_told(lease.principal),
         version_uid=version.uid,
         lease=lease.name,
         pin=layout.pin_bytes(

@@ -109,7 +109,8 @@ def _encrypt(
     version = convert.version(answer.version)
     if not version.name.startswith(f"{model}/versions/"):
         raise AnswerInvalid("the service created a version of another model than was asked for")
-    binding = Binding(layout.PURPOSE_PUBLISH, session.identity.principal, version.uid)
+    principal = session.identity.principal_as_told(version.publisher)
+    binding = Binding(layout.PURPOSE_PUBLISH, principal, version.uid)
     data_key = offer.open(answer.data_key, binding)
     try:
         with spool.create() as file:

@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar
 
 import grpc
@@ -19,8 +20,8 @@ from modelkms_api.v1.model_service_pb2_grpc import ModelServiceStub
 from modelkms_api.v1.policy_service_pb2_grpc import PolicyServiceStub
 
 from modelkms.channel import MAX_MESSAGE_BYTES, open_channel, why_unreachable
-from modelkms.errors import ModelKmsError, RequestTooLarge, ServiceUnavailable
-from modelkms.identity import ClientIdentity
+from modelkms.errors import ModelKmsError, RequestTooLarge, ServiceUnavailable, TokenInvalid
+from modelkms.identity import ClientIdentity, signature
 from modelkms.key_transport import KeyTransport
 from modelkms.profile import Profile
 from modelkms.rpc_errors import from_rpc_error, is_bare
@@ -35,6 +36,8 @@ DEADLINE_S = 30.0
 ATTEMPTS = 4
 _FIRST_PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 5.0
+_LOOK_EVERY_S = 1.0
+"""How often files of the identity are looked at."""
 
 _RETRIED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED)
 
@@ -54,12 +57,19 @@ class Session:
             CredentialMissing, CredentialInvalid, ProfileInvalid: a file cannot be used.
         """
         self.profile = profile
+        self._seen = signature(profile)
         self.identity = ClientIdentity.load(profile)
         self.keys = KeyTransport()
         self._sleep = sleep
         self._clock = clock
         self._closed = threading.Event()
-        self._channel = open_channel(profile, self.identity)
+        self._looked_s = clock()
+        self._refreshing = threading.Lock()
+        self._before: grpc.Channel | None = None
+        self._connect()
+
+    def _connect(self) -> None:
+        self._channel = open_channel(self.profile, self.identity)
         self.models = ModelServiceStub(self._channel)
         self.leases = KeyServiceStub(self._channel)
         self.access = AccessServiceStub(self._channel)
@@ -84,6 +94,7 @@ class Session:
         Raises:
             ModelKmsError: of the reason that the service gave; a bare UNAVAILABLE is looked into.
         """
+        self.refresh_identity()
         if request.ByteSize() > MAX_MESSAGE_BYTES:
             raise RequestTooLarge(
                 f"the request has {request.ByteSize():,} bytes, more than {MAX_MESSAGE_BYTES:,}"
@@ -91,10 +102,13 @@ class Session:
         end = self._clock() + deadline_s
         for attempt in range(1, ATTEMPTS + 1):
             self._require_open()
+            self._require_token()
             try:
                 return method(request, timeout=max(end - self._clock(), 0.001))
             except grpc.RpcError as error:
                 told = self.explain(error)
+                if isinstance(told, TokenInvalid) and self.identity.tokens is not None:
+                    self.identity.tokens.forget()
                 pause_s = self.pause_s(attempt, told)
                 last = attempt == ATTEMPTS or self._clock() + pause_s >= end
                 if last or not idempotent or not may_retry(error, told):
@@ -122,7 +136,46 @@ class Session:
         """Close the channel. Idempotent."""
         self._closed.set()
         self.keys.forget()
-        self._channel.close()
+        with self._refreshing:
+            self._channel.close()
+            if self._before is not None:
+                self._before.close()
+
+    def refresh_identity(self) -> None:
+        """Go on with new files where CA, certificate or key were replaced (SPIFFE agents do so
+        long before the end). Files that cannot be used yet, half replaced, change nothing: they
+        are looked at again. Running calls end on the connection that they began on."""
+        if self._clock() - self._looked_s < _LOOK_EVERY_S or not self._refreshing.acquire(False):
+            return
+        try:
+            self._looked_s = self._clock()
+            seen = signature(self.profile)
+            if seen is None or seen == self._seen or self._closed.is_set():
+                return
+            try:
+                identity = ClientIdentity.load(self.profile)
+            except ModelKmsError as error:
+                _log.warning("the replaced files are not used yet: %s", error)
+                return
+            self._seen = seen
+            self.identity = replace(
+                identity, tokens=self.identity.tokens, own_instance=self.identity.own_instance
+            )
+            older, self._before = self._before, self._channel
+            self._connect()
+            if older is not None:
+                older.close()
+            _log.info("went on with replaced certificate files")
+        finally:
+            self._refreshing.release()
+
+    def _require_token(self) -> None:
+        """
+        Raises:
+            CredentialMissing, CredentialInvalid: a token is to be had, and cannot.
+        """
+        if self.identity.tokens is not None:
+            self.identity.tokens.current()
 
     def _require_open(self) -> None:
         if self._closed.is_set():

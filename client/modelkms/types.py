@@ -228,22 +228,25 @@ class Identity(Info):
     """Who this client is, and whether the service takes it.
 
     Attributes:
-        spiffe_id: from the certificate; empty if it has not exactly one.
-        instance: SHA-256 of the TLS key's SPKI, 64 hexadecimal digits.
-        not_before, not_after: the certificate's validity.
-        issuer: the certificate's issuer (RFC 4514).
+        spiffe_id: from the certificate; empty if it has not exactly one, or there is none.
+        instance: SHA-256 of the TLS key's SPKI, 64 hexadecimal digits; without a certificate, what
+            this process calls itself.
+        not_before, not_after: the certificate's validity, or the token's; None: not known.
+        issuer: the certificate's issuer (RFC 4514), or the token's.
         endpoint: of the service.
         ca_file: what the service's certificate is verified against.
         accepted: whether the service answered this identity.
         refusal: reason why not; empty if accepted.
+        subject: of the token; empty with a certificate.
     """
 
     spiffe_id: str
     instance: str
-    not_before: datetime
-    not_after: datetime
+    not_before: datetime | None
+    not_after: datetime | None
     issuer: str
     endpoint: str
     ca_file: str
     accepted: bool
     refusal: str = ""
+    subject: str = ""

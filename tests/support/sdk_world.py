@@ -19,7 +19,7 @@ from modelkms_api.v1 import (
 )
 
 from kms_service.domain.decisions import Action
-from kms_service.domain.ports import ArtifactStore
+from kms_service.domain.ports import ArtifactStore, TokenVerifier
 from kms_service.rpc.access_service import AccessServicer
 from kms_service.rpc.artifact_service import ArtifactServicer
 from kms_service.rpc.error_table import reasons
@@ -74,9 +74,12 @@ class SdkWorld:
 
 @contextmanager
 def sdk_world(
-    folder: Path, template: Path, store: ArtifactStore | None = None
+    folder: Path,
+    template: Path,
+    store: ArtifactStore | None = None,
+    tokens: TokenVerifier | None = None,
 ) -> Iterator[SdkWorld]:
-    """`store`: of artifacts, instead of a folder."""
+    """`store`: of artifacts, instead of a folder. `tokens`: then there is a token port."""
     (folder / "world").mkdir()
     world = World(folder / "world", template, store)
     world.publisher()
@@ -89,7 +92,7 @@ def sdk_world(
     world.policy.grant("security", Action.CREATE_PROJECT, Action.SET_ALIAS)
     try:
         with (
-            running_server(folder / "server", servicers(world)) as server,
+            running_server(folder / "server", servicers(world), tokens=tokens) as server,
             ExitStack() as clients,
         ):
             yield SdkWorld(world, server, folder, clients)

@@ -159,6 +159,8 @@ def _identity(identity: ClientIdentity, profile: Profile) -> Iterator[Finding]:
     except ModelKmsError as error:
         yield _failure("identity", error)
     certificate = identity.certificate
+    if certificate is None:
+        return
     yield _validity(
         "certificate",
         f"{profile.certificate_file}",
@@ -239,8 +241,8 @@ def _handshake(profile: Profile, identity: ClientIdentity) -> tuple[x509.Certifi
     context = ssl.create_default_context(cadata=identity.ca.decode("ascii", "replace"))
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.set_alpn_protocols(["h2"])
-    assert profile.certificate_file is not None  # ClientIdentity.load demands it
-    context.load_cert_chain(profile.certificate_file, profile.key_file)
+    if profile.certificate_file is not None:
+        context.load_cert_chain(profile.certificate_file, profile.key_file)
     with (
         socket.create_connection((profile.host, profile.port), timeout=_TIMEOUT_S) as plain,
         context.wrap_socket(plain, server_hostname=profile.host) as secure,

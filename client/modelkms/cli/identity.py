@@ -26,7 +26,7 @@ def whoami(cli: CommandLine) -> None:
     cli.answer_fields(
         identity.as_dict(),
         [
-            ("identity", identity.spiffe_id or "(no SPIFFE ID)"),
+            ("identity", identity.spiffe_id or identity.subject or "(no SPIFFE ID)"),
             ("instance", identity.instance),
             ("valid", f"{moment(identity.not_before)} to {moment(identity.not_after)}"),
             ("issuer", identity.issuer),

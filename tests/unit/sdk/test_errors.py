@@ -14,7 +14,12 @@ from modelkms.rpc_errors import by_reason, from_rpc_error, is_bare
 from kms_service.domain.errors import ServiceError
 
 FAMILIES = ModelKmsError.__subclasses__()
-NEVER_ON_THE_WIRE = {"CONFIGURATION_INVALID"}
+NEVER_ON_THE_WIRE = {
+    "CONFIGURATION_INVALID",
+    # Of timers, which nobody calls.
+    "AUDIT_CHAIN_FORKED",
+    "SIGNING_KEY_MISCONFIGURED",
+}
 SHELL_CODES: dict[type[ModelKmsError], set[int]] = {
     run.CommandNotExecutable: {126},
     run.CommandNotFound: {127},
