@@ -1,4 +1,4 @@
-"""`modelkms-server audit`: verify, query, public-key. All but the last work offline."""
+"""`modelkms-server audit`: verify and query, which work offline, bundle, public-key."""
 
 from __future__ import annotations
 
@@ -108,6 +108,46 @@ def query_command(
         for _ in found:  # to the end, so that all of it is checked
             pass
     _end_with(reading.verification, lambda line: tell("log", line))
+
+
+@audit_app.command("bundle")
+def bundle_command(
+    config: ConfigFile,
+    since: Annotated[str, typer.Option("--from", metavar="DAY", help="First day, UTC.")],
+    until: Annotated[str, typer.Option("--to", metavar="DAY", help="Last day, UTC.")],
+    out: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The tar file.")],
+    folder: Annotated[
+        Path | None,
+        typer.Option("--log", metavar="DIR", help="The log, if it lies elsewhere by now."),
+    ] = None,
+    public_key: PublicKey = None,
+    checkpoint: CheckpointFiles = None,
+) -> None:
+    """Collect what an audit asks for: access list, rotations, destructions, inventory."""
+    from kms_service.adapters.audit_reading import Reading
+    from kms_service.audit_bundle import Bundle
+    from kms_service.bootstrap import open_database, open_vault
+
+    settings = load(config)
+    folder = folder or settings.audit.folder
+    checkpoints = _checkpoints(public_key, checkpoint or [])
+    bundle = Bundle(_time(since, "--from"), _time(until, "--to", end=True))
+    with _reading(folder):
+        whole = bundle.add_records(Reading(folder, checkpoints))
+    for line in bundle.log:
+        tell("log" if whole else "error", line)
+    if not whole:
+        fail("the log does not hold", "keep the folder as it is: it is evidence", CORRUPT)
+    with closing(open_database(settings)) as database, closing(open_vault(settings)) as vault:
+        bundle.add_inventory(database, vault)
+    try:
+        policies = (path for path in sorted(settings.policy.folder.iterdir()) if path.is_file())
+        bundle.add_folder("policies", policies)
+        bundle.add_folder("checkpoints", [*_notes(checkpoint or [])][-1:])
+        bundle.write(out, datetime.now(UTC))
+    except OSError as error:
+        raise ConfigurationError(f"{error.filename}: {error.strerror}") from error
+    say(f"wrote {out}")
 
 
 @audit_app.command("public-key")

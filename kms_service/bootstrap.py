@@ -6,6 +6,7 @@ import kms_service.rpc.tls_environment  # noqa: F401 - before anything imports g
 
 # isort: split
 import random
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -30,6 +31,7 @@ from modelkms_api.v1 import (
 
 from kms_service.adapters import database as sql
 from kms_service.adapters.audit_log import FileAuditLog
+from kms_service.adapters.audit_stream import AuditStream
 from kms_service.adapters.bucket_storage import BucketArtifactStore
 from kms_service.adapters.cedar import CedarPolicyEngine
 from kms_service.adapters.cedar_questions import CedarPolicyQuestions
@@ -209,6 +211,7 @@ def build(config: Config) -> Service:
                 adapters.journal.flush,
                 *([checkpoints.ship_last] if checkpoints is not None else []),
                 adapters.audit.close,
+                *([adapters.audit_stream.close] if adapters.audit_stream is not None else []),
                 adapters.vault.close,
                 adapters.database.close,
             ),
@@ -251,6 +254,7 @@ class Adapters:
     policy_reloader: PolicyReloader
     journal: DecisionJournal
     audit: FileAuditLog
+    audit_stream: AuditStream | None
     store: ArtifactStore
     transport: HpkeKeyTransport
 
@@ -420,6 +424,9 @@ def _adapters(config: Config, metrics: Metrics) -> Adapters:
     data_keys = _data_key_cache(config, master_keys, metrics)
     # Here or on another replica: no key of a destroyed version stays in memory.
     tombstones.when_found(lambda: data_keys.flush("destroyed"))
+    stream = None
+    if config.audit.stream == "stdout":
+        stream = AuditStream(sys.stdout.buffer, metrics.audit_stream_dropped.inc)
     return Adapters(
         database=database,
         clock=clock,
@@ -436,7 +443,9 @@ def _adapters(config: Config, metrics: Metrics) -> Adapters:
             clock.now,
             segment_bytes=config.audit.segment_bytes,
             gather_us=config.audit.gather_us,
+            tell=stream.tell if stream is not None else lambda _lines: None,
         ),
+        audit_stream=stream,
         store=open_store(config),
         transport=HpkeKeyTransport(looked_up=metrics.cache("transport_session")),
     )

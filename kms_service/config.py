@@ -300,6 +300,8 @@ class AuditSection(_Section):
     """A new file is begun once one is this long."""
     gather_us: int = Field(default=0, ge=0, le=100_000)
     """How long to wait for more records to sync together, in microseconds."""
+    stream: Literal["none", "stdout"] = "none"
+    """Where each durable record is also written; that copy may lag."""
     checkpoints: CheckpointSection | None = None
     """Without it, the end of the log cannot be proven."""
 

@@ -144,6 +144,10 @@ class Metrics:
         )
         for source in ("hit", "miss", "shared", "outage"):
             self.data_keys.labels(source=source)
+        self.audit_stream_dropped = self._counter(
+            "modelkms_audit_stream_dropped_total",
+            "Audit records left out of the second copy, which may lag; the file has them",
+        )
         self.audit_checkpoints = Counter(
             "modelkms_audit_checkpoints_total",
             "Checkpoints of the audit chains, by whether they were shipped",
