@@ -1,7 +1,7 @@
 """`audit bundle`: what an auditor asks for once a quarter, as one tar file.
 
     manifest.json        of which time, by which version, SHA-256 of every file, how the log holds
-    access.csv           who was given, or refused, the key of which model version, by which policies
+    access.csv           who was given, or refused, which version's key, by which policies
     rotations.jsonl      records of rotation and rewrapping
     destructions.jsonl   records of destruction
     administration.jsonl records of all else that changed something

@@ -80,12 +80,14 @@ class DevelopmentStack:
         listen: str = "127.0.0.1:0",
         metrics_listen: str = "127.0.0.1:0",
         start_vault: Callable[[Path], VaultServer] = OpenBao.start,
+        server_module: str = "kms_service",
         tell: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.paths = StackPaths(directory.absolute())
         self._listen = listen
         self._metrics_listen = metrics_listen
         self._start_vault = start_vault
+        self._server_module = server_module
         self._tell = tell
         self._lock: int | None = None
         self._vault: VaultServer | None = None
@@ -138,7 +140,7 @@ class DevelopmentStack:
         """Migrate, serve, and wait until it listens."""
         port_file = self.paths.service / "ports.json"
         port_file.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "kms_service"]
+        command = [sys.executable, "-m", self._server_module]
         config = ["--config", str(self.paths.config_file)]
         log_file = self.paths.service / "service.log"
         environment = {

@@ -8,7 +8,7 @@ import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tests.bench import data_plane, leases
+from tests.bench import audit, data_plane, leases
 from tests.bench.measure import describe_machine
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
@@ -25,6 +25,7 @@ def main() -> int:
         sections = [
             data_plane.run(Path(folder), options.size_mib * 2**20, options.rounds),
             leases.run(Path(folder), options.rounds, options.seconds),
+            audit.run(Path(folder), options.rounds, options.seconds),
         ]
     text = "\n\n".join([_head(), *sections]) + "\n"
     sys.stdout.write(text)

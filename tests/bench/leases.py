@@ -24,15 +24,15 @@ from tests.support.tools import go_tool
 _CALL = "modelkms_api.v1.KeyService.LeaseDataKey"
 _PROTOS = Path(__file__).parents[2] / "protos"
 _CONCURRENCY = 16
-_SERVER_CORE, _LOAD_CORE = 0, 1
+SERVER_CORE, _LOAD_CORE = 0, 1
 
 
 def run(folder: Path, rounds: int, seconds: float) -> str:
     """The table as Markdown."""
     ghz = go_tool("ghz")
     with DevelopmentStack(folder / "stack") as stack:
-        _publish_small_model(stack, folder)
-        request = _lease_request()
+        publish_small_model(stack, folder)
+        request = lease_request()
         answer = _lease(stack, request)
         echo_port = folder / "echo.port"
         (folder / "answer").write_bytes(answer.SerializeToString())
@@ -50,26 +50,26 @@ def run(folder: Path, rounds: int, seconds: float) -> str:
         try:
             echo.wait_until(echo_port.exists, 20)
             for process in (echo, stack.service):
-                _pin(process.pid, _SERVER_CORE)
+                pin(process.pid, SERVER_CORE)
             (folder / "request").write_bytes(request.SerializeToString())
             ports = {"bare echo": int(echo_port.read_text()), "leases": stack.grpc_port}
             results: dict[str, list[dict[str, float]]] = {name: [] for name in ports}
             for _ in range(max(1, rounds - 2)):
                 for name, port in ports.items():
-                    results[name].append(_load(ghz, stack, port, folder / "request", seconds))
+                    results[name].append(load(ghz, stack, port, folder / "request", seconds))
         finally:
             echo.stop(2)
     return _report(results, seconds)
 
 
-def _publish_small_model(stack: DevelopmentStack, folder: Path) -> None:
+def publish_small_model(stack: DevelopmentStack, folder: Path) -> None:
     source = folder / "weights.bin"
     source.write_bytes(secrets.token_bytes(1 << 20))
     with modelkms.connect(stack.paths.profile("publisher")) as publisher:
         publisher.push(source, f"{PROJECT}/bench")
 
 
-def _lease_request() -> key_service_pb2.LeaseDataKeyRequest:
+def lease_request() -> key_service_pb2.LeaseDataKeyRequest:
     return key_service_pb2.LeaseDataKeyRequest(
         name=f"projects/{PROJECT}/models/bench",
         client_key=KeyTransport().offer().message,
@@ -87,16 +87,23 @@ def _lease(stack: DevelopmentStack, request: key_service_pb2.LeaseDataKeyRequest
         return key_service_pb2_grpc.KeyServiceStub(channel).LeaseDataKey(request, timeout=10)
 
 
-def _load(
-    ghz: Path, stack: DevelopmentStack, port: int, request: Path, seconds: float
+def load(
+    ghz: Path,
+    stack: DevelopmentStack,
+    port: int,
+    request: Path,
+    seconds: float,
+    *,
+    concurrency: int = _CONCURRENCY,
 ) -> dict[str, float]:
+    """What ghz measured: requests a second, p50 and p99 in milliseconds."""
     identity = stack.paths.root / "identities" / "reader"
     command = [
         *(str(ghz), "--call", _CALL, "--import-paths", str(_PROTOS)),
         *("--proto", str(_PROTOS / "modelkms_api/v1/key_service.proto")),
         *("--cacert", str(stack.paths.root / "authority" / "ca.pem")),
         *("--cert", str(identity / "certificate.pem"), "--key", str(identity / "key.pem")),
-        *("--binary-file", str(request), "-c", str(_CONCURRENCY), "--connections", "4"),
+        *("--binary-file", str(request), "-c", str(concurrency), "--connections", "4"),
         *("-z", f"{seconds}s", "--duration-stop", "wait", "-O", "json"),
         f"localhost:{port}",
     ]
@@ -114,7 +121,7 @@ def _load(
     return {"rate": report["rps"], "p50": percentiles[50] / 1e6, "p99": percentiles[99] / 1e6}
 
 
-def _pin(pid: int, core: int) -> None:
+def pin(pid: int, core: int) -> None:
     for thread in Path(f"/proc/{pid}/task").iterdir():
         os.sched_setaffinity(int(thread.name), {core})
 

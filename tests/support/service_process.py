@@ -56,6 +56,7 @@ class ServiceProcess:
         vault_address: need not answer.
         role: what it logs in to Vault with.
         settings: further environment overrides, `SECTION__FIELD` to value.
+        prefix: command that starts the service's own.
     """
 
     folder: Path
@@ -64,6 +65,7 @@ class ServiceProcess:
     vault_ca_file: Path
     role: AppRoleFiles
     settings: dict[str, str] = field(default_factory=dict)
+    prefix: list[str] = field(default_factory=list)
     process: subprocess.Popen[bytes] | None = None
     grpc_port: int = 0
     metrics_port: int = 0
@@ -152,7 +154,10 @@ class ServiceProcess:
         self.port_file.unlink(missing_ok=True)
         with (self.folder / "service.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "kms_service", "serve", "--config", str(self.config_file)],
+                [
+                    *(*self.prefix, sys.executable, "-m", "kms_service", "serve"),
+                    *("--config", str(self.config_file)),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -1,0 +1,30 @@
+"""`modelkms-server` without an audit log, to measure what the log costs. For the bench only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from kms_service import bootstrap
+from kms_service.__main__ import main
+from kms_service.domain.audit import AuditRecord
+
+
+class NoAuditLog:
+    """In the place of `FileAuditLog`."""
+
+    chain = "none"
+    head = None
+    last_sequence = 0
+    waiting = 0
+
+    def __init__(self, _folder: Path, _now: object, **_options: Any) -> None: ...
+
+    def append(self, record: AuditRecord) -> None: ...
+
+    def close(self) -> None: ...
+
+
+if __name__ == "__main__":
+    vars(bootstrap)["FileAuditLog"] = NoAuditLog
+    main()
