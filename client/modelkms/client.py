@@ -19,6 +19,7 @@ from modelkms.opened import OpenedModel, open_model
 from modelkms.policy import DryRunInfo, ExplanationInfo, PolicySetInfo, WhoCanInfo
 from modelkms.profile import Profile
 from modelkms.reference import Reference
+from modelkms.renewal import LeaseCallback
 from modelkms.session import Session
 from modelkms.stored import StoredArtifact, stored_artifact
 from modelkms.types import (
@@ -107,8 +108,13 @@ class Client:
         ref: str,
         attributes: Mapping[str, str] | None = None,
         progress: ProgressCallback | None = None,
+        on_lease_event: LeaseCallback | None = None,
     ) -> OpenedModel:
         """Lease the data key, fetch the ciphertext (or find it in the cache), open the model.
+
+        Args:
+            on_lease_event: told, in a thread of the SDK's, when the lease is renewed, cannot be
+                renewed for the service is away, or has ended.
 
         Raises:
             ModelNotFoundOrDenied: missing or forbidden.
@@ -117,7 +123,9 @@ class Client:
             UnavailableError: service, Vault or storage cannot be used right now.
         """
         name = self.reference(ref).resource_name
-        return open_model(self._session, self._downloader, name, attributes, progress)
+        return open_model(
+            self._session, self._downloader, name, attributes, progress, on_lease_event
+        )
 
     def prefetch(self, ref: str, progress: ProgressCallback | None = None) -> VersionInfo:
         """Fetch the ciphertext into the cache. No key is asked for.

@@ -17,6 +17,8 @@ from modelkms.secret import SecretBytes
 from modelkms.session import Session
 from modelkms.types import LeaseInfo, VersionInfo
 
+MAX_OFFLINE_S = 24 * 3600.0
+"""Where a service does not say (DESIGN §6)."""
 _RENEWED_AT = 2 / 3
 """Of the lease's time (DESIGN §6)."""
 
@@ -47,14 +49,26 @@ def lease_key(session: Session, name: str, attributes: Mapping[str, str] | None)
         lease_duration=answer.lease_duration,
     )
     data_key = offer.open(answer.data_key, binding)
-    end_s = sent_s + _seconds(answer.lease_duration)
-    return LeasedKey(version, lease, data_key, sent_s, end_s, answer.artifact.url)
+    return LeasedKey(
+        version,
+        lease,
+        data_key,
+        sent_s,
+        sent_s + _seconds(answer.lease_duration),
+        answer.artifact.url,
+        _seconds(answer.max_offline) if answer.HasField("max_offline") else MAX_OFFLINE_S,
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class LeasedKey:
-    """A key and for how long; times in seconds of `boottime_s`. `link`: to the artifact, presigned;
-    empty where the store signs none."""
+    """A key and for how long; times in seconds of `boottime_s`.
+
+    Attributes:
+        sent_s: when the request was sent that the service answered last.
+        link: to the artifact, presigned; empty where the store signs none.
+        max_offline_s: how long from then what is open stays open without the service.
+    """
 
     version: VersionInfo
     lease: LeaseInfo
@@ -62,6 +76,7 @@ class LeasedKey:
     sent_s: float
     end_s: float
     link: str
+    max_offline_s: float = MAX_OFFLINE_S
 
     @property
     def renew_at_s(self) -> float:

@@ -8,7 +8,7 @@ import secrets
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol, Self, TypeVar
 
 from modelkms_api.v1.artifact_pb2 import PAYLOAD_KIND_FILE
 
-from modelkms import catalogue
 from modelkms.artifact.reader import ArtifactReader, Expected, MemberFile
 from modelkms.download import Downloader
 from modelkms.errors import (
@@ -24,8 +23,11 @@ from modelkms.errors import (
     ArtifactCorrupt,
     LeaseExpired,
     LeaseMaxTtl,
+    LeaseRevoked,
     LocalDiskFull,
     ModelClosed,
+    ModelKmsError,
+    NotFoundError,
     PathUnusable,
     UnavailableError,
 )
@@ -33,9 +35,10 @@ from modelkms.folders import free_bytes, local_error
 from modelkms.key_transport import boottime_s
 from modelkms.leasing import LeasedKey, lease_key
 from modelkms.materialize import materialized
+from modelkms.renewal import LeaseCallback, Tenure
 from modelkms.secret import SecretBytes
 from modelkms.session import Session
-from modelkms.types import LeaseInfo, ProgressCallback, VersionInfo
+from modelkms.types import LeaseEvent, LeaseInfo, ProgressCallback, VersionInfo
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -53,6 +56,7 @@ def open_model(
     name: str,
     attributes: Mapping[str, str] | None,
     progress: ProgressCallback | None,
+    on_lease_event: LeaseCallback | None = None,
 ) -> OpenedModel:
     """Lease the data key, get the artifact, open it. `name` is a resource name."""
     leased = lease_key(session, name, attributes)
@@ -69,30 +73,56 @@ def open_model(
             copy.close()
         leased.data_key.wipe()
         raise
-    return OpenedModel(session, source, copy, leased)
+    model = OpenedModel(session, source, copy, leased, attributes, on_lease_event)
+    session.keeper.keep(model)
+    return model
 
 
 class OpenedModel:
     """A version of a model, readable until it is closed. Safe to use from several threads.
 
-    The lease bounds what is *begun*: it is renewed when something is begun in its last third, and
-    once it has ended, files that are open stay readable and nothing new can be opened. Closing
-    wipes this copy of the data key; files that were opened from it can then no longer be read.
+    Its lease is renewed in the background, and replaced when it cannot be made longer. When the
+    service ends it, the model ends: the key and cached plaintext are wiped, materialized folders
+    are removed, and every use raises `LeaseRevoked` or `LeaseExpired`. While the service cannot be
+    reached, the lease bounds what is *begun*: once its time is over nothing new can be opened, and
+    what is open stays open for as long as policy lets it.
+
+    Closing wipes this copy of the data key; files that were opened from it can then no longer be
+    read. What was handed out, as bytes or as memory, is the caller's.
     """
 
-    def __init__(self, session: Session, source: _Source, copy: _Copy, leased: LeasedKey) -> None:
+    def __init__(
+        self,
+        session: Session,
+        source: _Source,
+        copy: _Copy,
+        leased: LeasedKey,
+        attributes: Mapping[str, str] | None,
+        on_lease_event: LeaseCallback | None,
+    ) -> None:
         self._session = session
         self._source = source
         self._copy = copy
         self._retired: list[_Copy] = []
-        self._leased = leased
+        self._on_lease_event = on_lease_event
+        self._events: list[LeaseEvent] = []
+        self._tenure = Tenure(session, leased, attributes, self._events.append)
+        self._folders: set[ExitStack] = set()
         self._lock = threading.RLock()
+        # Held while the service is asked, which may take long; nothing that reads waits for it.
+        self._tenure_lock = threading.RLock()
         self._closed = False
+        self._ended: ModelKmsError | None = None
 
     @property
     def version(self) -> VersionInfo:
         """What the reference meant."""
         return self._leased.version
+
+    @property
+    def ended(self) -> ModelKmsError | None:
+        """Why the service ended the lease; None while it has not."""
+        return self._ended
 
     @property
     def lease(self) -> LeaseInfo:
@@ -146,11 +176,12 @@ class OpenedModel:
         return io.BufferedReader(_ModelFile(self._with_fresh_copy, name), _BUFFER_BYTES)
 
     @contextmanager
-    def materialize(self) -> Iterator[Path]:
+    def materialize(self, *, keep_when_ended: bool = False) -> Iterator[Path]:
         """A private folder in memory-backed storage with all files; gone when the block ends.
 
-        It is gone too after an exception, and when this process is killed. A single-file model is
-        one file in the folder.
+        It is gone too after an exception, when this process is killed, and when the lease is ended;
+        `keep_when_ended` leaves it until the block ends. A single-file model is one file in the
+        folder.
 
         Raises:
             LocalDiskFull: memory-backed storage has too little room: both sizes and a hint.
@@ -158,8 +189,17 @@ class OpenedModel:
         """
         self._begin()
         sizes = self._copy.reader.sizes()
-        with materialized(sizes, self._extract_to) as folder:
-            yield folder
+        stack = ExitStack()
+        with stack:
+            folder = stack.enter_context(materialized(sizes, self._extract_to))
+            if not keep_when_ended:
+                with self._lock:
+                    self._require_open()
+                    self._folders.add(stack)
+            try:
+                yield folder
+            finally:
+                self._folders.discard(stack)
 
     def export(self, folder: str | Path) -> None:
         """Write all files, decrypted, to disk: the one way by which plaintext leaves memory.
@@ -195,26 +235,26 @@ class OpenedModel:
             raise
 
     def renew(self, ttl: timedelta | None = None) -> LeaseInfo:
-        """Extend the lease.
+        """Extend the lease now, rather than when it is due.
 
         Raises:
             LeaseExpired, LeaseRevoked, LeaseMaxTtl: it cannot be.
         """
-        with self._lock:
+        with self._telling(), self._tenure_lock:
             self._require_open()
-            sent_s = boottime_s()
-            lease = catalogue.renew_lease(self._session, self.lease.name, ttl)
-            self._leased = self._leased.renewed(lease, sent_s)
-            return lease
+            try:
+                self._tenure.renew(ttl)
+            except (LeaseRevoked, NotFoundError) as error:
+                self._end(error)
+                raise
+            return self.lease
 
     def close(self) -> None:
         """Wipe the key and let go of the artifact. Idempotent."""
         with self._lock:
             if not self._closed:
                 self._closed = True
-                for copy in (self._copy, *self._retired):
-                    copy.close()
-                self._leased.data_key.wipe()
+                self._let_go()
 
     def __enter__(self) -> Self:
         return self
@@ -230,26 +270,86 @@ class OpenedModel:
     def __repr__(self) -> str:
         return f"OpenedModel({self.version.reference})"
 
+    # --- for the keeper of leases ----------------------------------------------------------------
+
+    def lease_due_s(self) -> float | None:
+        return None if self._closed or self._ended else self._tenure.due_s
+
+    def lease_name(self) -> str | None:
+        return None if self._closed or self._ended else self.lease.name
+
+    def tend_lease(self) -> None:
+        with self._telling(), self._tenure_lock:
+            if not self._closed and not self._ended and (error := self._tenure.tend()):
+                self._end(error)
+
+    def lease_revoked(self, lease: str) -> None:
+        with self._telling():
+            if lease == self.lease_name():
+                self._end(self._tenure.revoked())
+
     # --- helpers ---------------------------------------------------------------------------------
+
+    @property
+    def _leased(self) -> LeasedKey:
+        return self._tenure.leased
+
+    def _end(self, error: ModelKmsError) -> None:
+        with self._lock:
+            if self._closed or self._ended:
+                return
+            self._ended = error
+            self._let_go()
+            while self._folders:
+                self._folders.pop().close()
+        _log.warning("%s can no longer be used: %s", self.version.reference, error.message)
+        self._events.append(
+            LeaseEvent("ended", self.version.reference, self.lease.name, error=error)
+        )
+
+    def _let_go(self) -> None:
+        for copy in (self._copy, *self._retired):
+            copy.close()
+        self._leased.data_key.wipe()
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        """What happened inside is told outside of the lock: a callback may use or close us."""
+        try:
+            yield
+        finally:
+            while self._events:
+                event = self._events.pop(0)
+                if self._on_lease_event is not None:
+                    try:
+                        self._on_lease_event(event)
+                    except Exception:
+                        _log.exception("the callback for lease events failed")
 
     def _begin(self) -> None:
         """Whether something new may be opened."""
-        with self._lock:
-            self._require_open()
-            now_s = boottime_s()
-            if now_s >= self._leased.end_s:
-                raise LeaseExpired(f"the lease of {self.version.reference} has ended")
-            if now_s < self._leased.renew_at_s:
-                return
-            try:
-                self.renew()
-            except (LeaseMaxTtl, UnavailableError) as error:
-                # It cannot be made longer now; until its end it holds.
-                _log.warning("the lease %s was not renewed: %s", self.lease.id, error.reason)
+        self._require_open()
+        now_s, leased = boottime_s(), self._leased
+        if now_s >= leased.end_s:
+            raise LeaseExpired(f"the lease of {self.version.reference} has ended")
+        # In its last third the keeper is late, or has tried in vain, or is trying right now.
+        if now_s < leased.renew_at_s or self._tenure.offline:
+            return
+        if not self._tenure_lock.acquire(blocking=False):
+            return
+        try:
+            self.renew()
+        except (LeaseMaxTtl, UnavailableError) as error:
+            # It cannot be made longer now; until its end it holds.
+            _log.warning("the lease %s was not renewed: %s", self.lease.id, error.reason)
+        finally:
+            self._tenure_lock.release()
 
     def _require_open(self) -> None:
         if self._closed:
             raise ModelClosed(f"{self.version.reference} was closed")
+        if self._ended is not None:
+            raise type(self._ended)(self._ended.message, metadata=self._ended.metadata)
 
     def _extract_to(self, folder: Path) -> None:
         self._with_fresh_copy(lambda reader: reader.extract_to(folder))
@@ -259,6 +359,9 @@ class OpenedModel:
         copy = self._copy
         try:
             return act(copy.reader)
+        except ModelClosed:
+            self._require_open()  # says why, if the lease was ended
+            raise
         except ArtifactCorrupt:
             with self._lock:
                 self._require_open()

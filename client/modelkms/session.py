@@ -22,6 +22,7 @@ from modelkms_api.v1.policy_service_pb2_grpc import PolicyServiceStub
 from modelkms.channel import MAX_MESSAGE_BYTES, open_channel, why_unreachable
 from modelkms.errors import ModelKmsError, RequestTooLarge, ServiceUnavailable, TokenInvalid
 from modelkms.identity import ClientIdentity, signature
+from modelkms.keeper import LeaseKeeper
 from modelkms.key_transport import KeyTransport
 from modelkms.profile import Profile
 from modelkms.rpc_errors import from_rpc_error, is_bare
@@ -60,6 +61,7 @@ class Session:
         self._seen = signature(profile)
         self.identity = ClientIdentity.load(profile)
         self.keys = KeyTransport()
+        self.keeper = LeaseKeeper()
         self._sleep = sleep
         self._clock = clock
         self._closed = threading.Event()
@@ -135,6 +137,7 @@ class Session:
     def close(self) -> None:
         """Close the channel. Idempotent."""
         self._closed.set()
+        self.keeper.close()
         self.keys.forget()
         with self._refreshing:
             self._channel.close()

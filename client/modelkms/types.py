@@ -167,6 +167,27 @@ class LeaseInfo(Info):
 
 
 @dataclass(frozen=True, slots=True)
+class LeaseEvent:
+    """What happened to the lease of an opened model.
+
+    Attributes:
+        kind: `renewed`; `replaced`, by a new one of the same version; `offline`: the service
+            cannot be reached, and what is open stays open until `until`; `online` again; `ended`:
+            the model can no longer be used, and `error` says why.
+        reference: `camera/fd@3`.
+        lease: resource name.
+        error: of `offline` and `ended`.
+        until: of `offline`.
+    """
+
+    kind: str
+    reference: str
+    lease: str
+    error: Exception | None = None
+    until: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class BlockInfo(Info):
     """A blocked principal. `until_time`: when it ends by itself; None: when it is taken off."""
 

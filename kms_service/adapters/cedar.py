@@ -51,10 +51,12 @@ class LeaseLimits:
     Attributes:
         default_ttl: where no deciding policy has `@lease_ttl`.
         max_ttl: upper bound of every lease, renewals included.
+        max_offline: where no deciding policy has `@max_offline`.
     """
 
     default_ttl: timedelta
     max_ttl: timedelta
+    max_offline: timedelta = timedelta(hours=24)
 
     def bounds(self, of: PolicySet, policies: Iterable[str]) -> LeaseBounds:
         """Of the deciding policies the longest durations, for each grants by itself what it says;
@@ -68,6 +70,10 @@ class LeaseLimits:
             max_renewals=_least(term.max_renewals for term in terms),
             max_live=_least(term.max_live for term in terms),
             one_time=any(term.one_time for term in terms),
+            max_offline=min(
+                (term.max_offline for term in terms if term.max_offline is not None),
+                default=self.max_offline,
+            ),
         )
 
 

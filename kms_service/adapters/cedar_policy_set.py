@@ -72,6 +72,7 @@ class LeaseTerms:
     max_renewals: int | None = None
     max_live: int | None = None
     one_time: bool = False
+    max_offline: timedelta | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +199,7 @@ def _terms(policy_id: str, annotations: Mapping[str, str]) -> LeaseTerms:
         _count(policy_id, "max_lease_renewals", annotations),
         _count(policy_id, "max_live_leases", annotations),
         _flag(policy_id, "one_time_lease", annotations),
+        _duration(policy_id, "max_offline", annotations),
     )
 
 

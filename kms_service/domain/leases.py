@@ -20,6 +20,7 @@ class LeaseBounds:
         max_renewals: of one lease; None: as many as `max_ttl` has room for.
         max_live: leases of one model that the principal may hold at once; None: any number.
         one_time: the principal gets one lease of a version, ever.
+        max_offline: how long what is open stays open while the service cannot be reached.
     """
 
     ttl: timedelta
@@ -27,6 +28,7 @@ class LeaseBounds:
     max_renewals: int | None = None
     max_live: int | None = None
     one_time: bool = False
+    max_offline: timedelta = timedelta(hours=24)
 
     def first(self, asked: timedelta | None) -> timedelta:
         """How long a new lease lasts: what is asked, at most `ttl` and `max_ttl`."""

@@ -56,6 +56,7 @@ class KeyServicer:
             artifact=conversion.location_message(leased.artifact),
             data_key=conversion.data_key_message(leased.data_key),
             lease_duration=conversion.duration(leased.lease_duration),
+            max_offline=conversion.duration(leased.max_offline),
         )
 
     def renew_lease(self, request: pb.RenewLeaseRequest, call: Call) -> resources_pb2.Lease:

@@ -67,6 +67,8 @@ class LeasedDataKey:
     artifact: ArtifactLocation
     data_key: EncryptedDataKey
     lease_duration: timedelta
+    max_offline: timedelta
+    """As `LeaseBounds` has it."""
 
 
 @dataclass(frozen=True, slots=True)

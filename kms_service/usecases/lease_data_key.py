@@ -125,6 +125,7 @@ class LeaseDataKey:
                 artifact=location,
                 data_key=encrypted,
                 lease_duration=duration,
+                max_offline=permit.decision.lease_bounds.max_offline,
             )
 
     def _commit(

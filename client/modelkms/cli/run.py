@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import resource
 import signal
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from modelkms.cli.common import CommandLine, Reference, command
+from modelkms.cli.lease_end import LeaseEnd, OnRevoke
 from modelkms.cli.output import write_error
 from modelkms.errors import LocalError, ModelKmsError, PathUnusable, UsageError
 
@@ -41,6 +43,18 @@ def run(
         list[str],
         typer.Argument(metavar="CMD", help="Behind --. {model} in it becomes the model's path."),
     ],
+    on_revoke: Annotated[
+        OnRevoke,
+        typer.Option(
+            "--on-revoke",
+            help="When the lease is ended: SIGTERM and after the grace SIGKILL, SIGKILL at once, "
+            "or nothing.",
+        ),
+    ] = OnRevoke.TERM,
+    grace: Annotated[
+        str,
+        typer.Option("--grace", metavar="DURATION", help="Between SIGTERM and SIGKILL: 60s, 5m."),
+    ] = "60s",
 ) -> None:
     """Run a command on a model, decrypted in memory only.
 
@@ -52,7 +66,7 @@ def run(
     Example: modelkms run camera/face-detector -- python detect.py {model}
     """
     try:
-        code = _run(cli, ref, program)
+        code = _run(cli, ref, program, on_revoke, _grace_s(grace))
     except ModelKmsError as error:
         told_apart = isinstance(error, CommandNotFound | CommandNotExecutable)
         code = error.exit_code if told_apart else OWN_FAILURE
@@ -70,7 +84,20 @@ class CommandNotExecutable(LocalError):
     default_reason = "COMMAND_NOT_EXECUTABLE"
 
 
-def _run(cli: CommandLine, ref: str, program: Sequence[str]) -> int:
+def _grace_s(text: str) -> float:
+    match = re.fullmatch(r"([0-9]{1,6})([smh])", text, re.ASCII)
+    if match is None:
+        raise UsageError(
+            f"{text!a} is no duration",
+            reason="DURATION_INVALID",
+            hint="write a number and s, m or h: 60s, 5m",
+        )
+    return float(int(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]])
+
+
+def _run(
+    cli: CommandLine, ref: str, program: Sequence[str], on_revoke: OnRevoke, grace_s: float
+) -> int:
     from modelkms.cli.signals import Interrupted, SignalRelay
 
     if not program[0]:
@@ -79,18 +106,22 @@ def _run(cli: CommandLine, ref: str, program: Sequence[str]) -> int:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         with SignalRelay() as relay:  # first of all: later threads inherit its signal mask
-            return _open_and_run(cli, ref, program, relay)
+            return _open_and_run(cli, ref, program, relay, LeaseEnd(on_revoke, grace_s, relay))
     except Interrupted as interrupted:
         return 128 + interrupted.number
 
 
-def _open_and_run(cli: CommandLine, ref: str, program: Sequence[str], relay: SignalRelay) -> int:
+def _open_and_run(
+    cli: CommandLine, ref: str, program: Sequence[str], relay: SignalRelay, lease_end: LeaseEnd
+) -> int:
     with cli.client() as client:
         with cli.progress() as progress:
-            model = client.open(ref, progress=progress)
-        with model, model.materialize() as materialized:
+            model = client.open(ref, progress=progress, on_lease_event=lease_end)
+        # The command ends first, then its files go.
+        with model, model.materialize(keep_when_ended=True) as materialized:
             path = _model_path(model, materialized)
-            code = _wait(relay, [part.replace(_PLACEHOLDER, str(path)) for part in program], path)
+            arguments = [part.replace(_PLACEHOLDER, str(path)) for part in program]
+            code = _wait(relay, arguments, path, lease_end)
             relay.finish()  # what is removed now is removed wholly
     return code
 
@@ -103,7 +134,7 @@ def _model_path(model: OpenedModel, materialized: Path) -> Path:
     return materialized / name
 
 
-def _wait(relay: SignalRelay, arguments: list[str], path: Path) -> int:
+def _wait(relay: SignalRelay, arguments: list[str], path: Path, lease_end: LeaseEnd) -> int:
     """The command's exit code; 128+n if signal n ended it."""
     environment = {**os.environ, _PATH_VARIABLE: str(path)}
 
@@ -118,7 +149,9 @@ def _wait(relay: SignalRelay, arguments: list[str], path: Path) -> int:
         raise _unusable(arguments[0], error) from error
     except ValueError:  # a NUL in an argument
         raise PathUnusable("an argument of the command has a NUL in it") from None
+    lease_end.command_started()
     _, status = os.waitpid(pid, 0)
+    lease_end.cancel()
     code = os.waitstatus_to_exitcode(status)
     return 128 - code if code < 0 else code
 

@@ -97,6 +97,12 @@ class SignalRelay:
             self._process = _Process(pid)
         return pid
 
+    def send(self, number: signal.Signals) -> None:
+        """A signal of our own to the command, if it runs."""
+        with self._lock:
+            if self._process is not None:
+                self._process.send(number)
+
     def finish(self) -> None:
         """The command has ended, or will not be started: signals do nothing any more."""
         with self._lock:

@@ -27,7 +27,7 @@ from modelkms_api.v1 import key_transport_pb2 as modelkms__api_dot_v1_dot_key__t
 from modelkms_api.v1 import resources_pb2 as modelkms__api_dot_v1_dot_resources__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!modelkms_api/v1/key_service.proto\x12\x0fmodelkms_api.v1\x1a\x1egoogle/protobuf/duration.proto\x1a#modelkms_api/v1/key_transport.proto\x1a\x1fmodelkms_api/v1/resources.proto\"\xf8\x01\n\x13LeaseDataKeyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12H\n\nattributes\x18\x02 \x03(\x0b\x32\x34.modelkms_api.v1.LeaseDataKeyRequest.AttributesEntry\x12.\n\nclient_key\x18\x03 \x01(\x0b\x32\x1a.modelkms_api.v1.ClientKey\x12&\n\x03ttl\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x85\x02\n\x14LeaseDataKeyResponse\x12%\n\x05lease\x18\x01 \x01(\x0b\x32\x16.modelkms_api.v1.Lease\x12)\n\x07version\x18\x02 \x01(\x0b\x32\x18.modelkms_api.v1.Version\x12\x33\n\x08\x61rtifact\x18\x03 \x01(\x0b\x32!.modelkms_api.v1.ArtifactLocation\x12\x33\n\x08\x64\x61ta_key\x18\x04 \x01(\x0b\x32!.modelkms_api.v1.EncryptedDataKey\x12\x31\n\x0elease_duration\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"I\n\x11RenewLeaseRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12&\n\x03ttl\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"h\n\x13RevokeLeasesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\r\n\x05lease\x18\x02 \x01(\t\x12\x11\n\tprincipal\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12\x10\n\x08instance\x18\x05 \x01(\t\"\'\n\x14RevokeLeasesResponse\x12\x0f\n\x07revoked\x18\x01 \x01(\x04\"\x80\x01\n\x11ListLeasesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x11\n\tprincipal\x18\x04 \x01(\t\x12\r\n\x05model\x18\x05 \x01(\t\x12\x12\n\nshow_ended\x18\x06 \x01(\x08\"U\n\x12ListLeasesResponse\x12&\n\x06leases\x18\x01 \x03(\x0b\x32\x16.modelkms_api.v1.Lease\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xe7\x02\n\nKeyService\x12[\n\x0cLeaseDataKey\x12$.modelkms_api.v1.LeaseDataKeyRequest\x1a%.modelkms_api.v1.LeaseDataKeyResponse\x12H\n\nRenewLease\x12\".modelkms_api.v1.RenewLeaseRequest\x1a\x16.modelkms_api.v1.Lease\x12[\n\x0cRevokeLeases\x12$.modelkms_api.v1.RevokeLeasesRequest\x1a%.modelkms_api.v1.RevokeLeasesResponse\x12U\n\nListLeases\x12\".modelkms_api.v1.ListLeasesRequest\x1a#.modelkms_api.v1.ListLeasesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!modelkms_api/v1/key_service.proto\x12\x0fmodelkms_api.v1\x1a\x1egoogle/protobuf/duration.proto\x1a#modelkms_api/v1/key_transport.proto\x1a\x1fmodelkms_api/v1/resources.proto\"\xf8\x01\n\x13LeaseDataKeyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12H\n\nattributes\x18\x02 \x03(\x0b\x32\x34.modelkms_api.v1.LeaseDataKeyRequest.AttributesEntry\x12.\n\nclient_key\x18\x03 \x01(\x0b\x32\x1a.modelkms_api.v1.ClientKey\x12&\n\x03ttl\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xb5\x02\n\x14LeaseDataKeyResponse\x12%\n\x05lease\x18\x01 \x01(\x0b\x32\x16.modelkms_api.v1.Lease\x12)\n\x07version\x18\x02 \x01(\x0b\x32\x18.modelkms_api.v1.Version\x12\x33\n\x08\x61rtifact\x18\x03 \x01(\x0b\x32!.modelkms_api.v1.ArtifactLocation\x12\x33\n\x08\x64\x61ta_key\x18\x04 \x01(\x0b\x32!.modelkms_api.v1.EncryptedDataKey\x12\x31\n\x0elease_duration\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x0bmax_offline\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\"I\n\x11RenewLeaseRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12&\n\x03ttl\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"h\n\x13RevokeLeasesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\r\n\x05lease\x18\x02 \x01(\t\x12\x11\n\tprincipal\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12\x10\n\x08instance\x18\x05 \x01(\t\"\'\n\x14RevokeLeasesResponse\x12\x0f\n\x07revoked\x18\x01 \x01(\x04\"\x80\x01\n\x11ListLeasesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x11\n\tprincipal\x18\x04 \x01(\t\x12\r\n\x05model\x18\x05 \x01(\t\x12\x12\n\nshow_ended\x18\x06 \x01(\x08\"U\n\x12ListLeasesResponse\x12&\n\x06leases\x18\x01 \x03(\x0b\x32\x16.modelkms_api.v1.Lease\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xe7\x02\n\nKeyService\x12[\n\x0cLeaseDataKey\x12$.modelkms_api.v1.LeaseDataKeyRequest\x1a%.modelkms_api.v1.LeaseDataKeyResponse\x12H\n\nRenewLease\x12\".modelkms_api.v1.RenewLeaseRequest\x1a\x16.modelkms_api.v1.Lease\x12[\n\x0cRevokeLeases\x12$.modelkms_api.v1.RevokeLeasesRequest\x1a%.modelkms_api.v1.RevokeLeasesResponse\x12U\n\nListLeases\x12\".modelkms_api.v1.ListLeasesRequest\x1a#.modelkms_api.v1.ListLeasesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,17 +41,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LEASEDATAKEYREQUEST_ATTRIBUTESENTRY']._serialized_start=356
   _globals['_LEASEDATAKEYREQUEST_ATTRIBUTESENTRY']._serialized_end=405
   _globals['_LEASEDATAKEYRESPONSE']._serialized_start=408
-  _globals['_LEASEDATAKEYRESPONSE']._serialized_end=669
-  _globals['_RENEWLEASEREQUEST']._serialized_start=671
-  _globals['_RENEWLEASEREQUEST']._serialized_end=744
-  _globals['_REVOKELEASESREQUEST']._serialized_start=746
-  _globals['_REVOKELEASESREQUEST']._serialized_end=850
-  _globals['_REVOKELEASESRESPONSE']._serialized_start=852
-  _globals['_REVOKELEASESRESPONSE']._serialized_end=891
-  _globals['_LISTLEASESREQUEST']._serialized_start=894
-  _globals['_LISTLEASESREQUEST']._serialized_end=1022
-  _globals['_LISTLEASESRESPONSE']._serialized_start=1024
-  _globals['_LISTLEASESRESPONSE']._serialized_end=1109
-  _globals['_KEYSERVICE']._serialized_start=1112
-  _globals['_KEYSERVICE']._serialized_end=1471
+  _globals['_LEASEDATAKEYRESPONSE']._serialized_end=717
+  _globals['_RENEWLEASEREQUEST']._serialized_start=719
+  _globals['_RENEWLEASEREQUEST']._serialized_end=792
+  _globals['_REVOKELEASESREQUEST']._serialized_start=794
+  _globals['_REVOKELEASESREQUEST']._serialized_end=898
+  _globals['_REVOKELEASESRESPONSE']._serialized_start=900
+  _globals['_REVOKELEASESRESPONSE']._serialized_end=939
+  _globals['_LISTLEASESREQUEST']._serialized_start=942
+  _globals['_LISTLEASESREQUEST']._serialized_end=1070
+  _globals['_LISTLEASESRESPONSE']._serialized_start=1072
+  _globals['_LISTLEASESRESPONSE']._serialized_end=1157
+  _globals['_KEYSERVICE']._serialized_start=1160
+  _globals['_KEYSERVICE']._serialized_end=1519
 # @@protoc_insertion_point(module_scope)

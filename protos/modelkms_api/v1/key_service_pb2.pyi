@@ -92,6 +92,7 @@ class LeaseDataKeyResponse(_message.Message):
     ARTIFACT_FIELD_NUMBER: _builtins.int
     DATA_KEY_FIELD_NUMBER: _builtins.int
     LEASE_DURATION_FIELD_NUMBER: _builtins.int
+    MAX_OFFLINE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def lease(self) -> _resources_pb2.Lease:
         """The lease."""
@@ -114,6 +115,12 @@ class LeaseDataKeyResponse(_message.Message):
     def lease_duration(self) -> _duration_pb2.Duration:
         """How long the lease lasts from when the request was sent, so that no clocks need agree."""
 
+    @_builtins.property
+    def max_offline(self) -> _duration_pb2.Duration:
+        """How long from the last answer of the service about this lease what is open stays open while
+        the service cannot be reached. Nothing new is opened past the lease's end. Absent: a day.
+        """
+
     def __init__(
         self,
         *,
@@ -122,10 +129,11 @@ class LeaseDataKeyResponse(_message.Message):
         artifact: _resources_pb2.ArtifactLocation | None = ...,
         data_key: _key_transport_pb2.EncryptedDataKey | None = ...,
         lease_duration: _duration_pb2.Duration | None = ...,
+        max_offline: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "data_key", b"data_key", "lease", b"lease", "lease_duration", b"lease_duration", "version", b"version"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "data_key", b"data_key", "lease", b"lease", "lease_duration", b"lease_duration", "max_offline", b"max_offline", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "data_key", b"data_key", "lease", b"lease", "lease_duration", b"lease_duration", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "data_key", b"data_key", "lease", b"lease", "lease_duration", b"lease_duration", "max_offline", b"max_offline", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modelkms.cli.__main__ import main
+from modelkms.errors import LeaseRevoked
+from modelkms.types import LeaseEvent
 
 from tests.unit.cli.fake_client import FakeService
 
@@ -32,7 +36,18 @@ def connect(profile: str | None) -> Client:
         sys.stderr.write("connecting\n")
         sys.stderr.flush()
         time.sleep(float(delay_s))
-    return service().connect(profile)
+    made = service()
+    if revoked_by := os.environ.get("FAKE_REVOKED_BY"):
+        threading.Thread(target=_revoke, args=(made, Path(revoked_by)), daemon=True).start()
+    return made.connect(profile)
+
+
+def _revoke(made: FakeService, sign: Path) -> None:
+    """The lease ends once there is a file of this name."""
+    while not sign.exists() or made.on_lease_event is None:
+        time.sleep(0.01)
+    error = LeaseRevoked("the lease of demo/file@1 was ended by the service")
+    made.on_lease_event(LeaseEvent("ended", "demo/file@1", "projects/demo/leases/1", error))
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from modelkms.policy import (
     WhoCanInfo,
 )
 from modelkms.reference import Reference
+from modelkms.renewal import LeaseCallback
 from modelkms.types import (
     AliasInfo,
     BlockInfo,
@@ -76,6 +77,7 @@ class FakeService:
     failure: BaseException | None = None
     data_key: bytes = bytes(32)
     clients_closed: int = 0
+    on_lease_event: LeaseCallback | None = None
 
     def connect(self, _profile: str | None) -> Client:
         """To be given to the command line as the way to make a client."""
@@ -120,7 +122,7 @@ class FakeOpenedModel:
         return io.BufferedReader(_Reader(self._contents[name]))
 
     @contextmanager
-    def materialize(self) -> Iterator[Path]:
+    def materialize(self, *, keep_when_ended: bool = False) -> Iterator[Path]:
         sizes = {name: len(content) for name, content in self._contents.items()}
         with materialized(sizes, self._write) as folder:
             yield folder
@@ -213,8 +215,10 @@ class FakeClient:
         ref: str,
         attributes: Mapping[str, str] | None = None,
         progress: ProgressCallback | None = None,
+        on_lease_event: LeaseCallback | None = None,
     ) -> FakeOpenedModel:
         version = self.resolve(ref)
+        self._service.on_lease_event = on_lease_event
         if version.state != "ENABLED":
             raise VersionDisabled(f"{version.reference} is disabled")
         return FakeOpenedModel(version, self._service.contents[version.name])

@@ -238,3 +238,58 @@ def test_f55_no_core_files() -> None:
     script = "import resource; print(resource.getrlimit(resource.RLIMIT_CORE))"
     done = _run("file", "--", sys.executable, "-c", script)
     assert done.stdout == "(0, 0)\n"
+
+
+# --- a lease that is ended under it --------------------------------------------------------------
+
+# Says that it runs by making the file that revokes the lease; takes SIGTERM as it is told.
+_HOLDER = """
+import os, pathlib, signal, sys, time
+def take(number, frame):
+    print("got", signal.Signals(number).name, os.path.exists(sys.argv[1]), flush=True)
+    if sys.argv[3] == "obedient":
+        sys.exit(7)
+signal.signal(signal.SIGTERM, take)
+pathlib.Path(sys.argv[2]).touch()
+time.sleep(float(sys.argv[4]))
+print("done", os.path.exists(sys.argv[1]), flush=True)
+"""
+
+
+def _hold(
+    sign: Path, *options: str, manners: str = "obedient", for_s: float = 60
+) -> subprocess.CompletedProcess[str]:
+    holder = (sys.executable, "-c", _HOLDER, "{model}", str(sign), manners, str(for_s))
+    return _run("file", *options, "--", *holder, FAKE_REVOKED_BY=str(sign))
+
+
+def test_a_revoked_lease_ends_the_command_with_sigterm(tmp_path: Path) -> None:
+    """It has its files while it shuts down, and they are gone afterwards."""
+    done = _hold(tmp_path / "sign")
+    assert (done.returncode, done.stdout) == (7, "got SIGTERM True\n")
+    assert (
+        "warning: the lease of demo/file@1 was ended by the service; the command is" in done.stderr
+    )
+
+
+def test_a_command_that_does_not_end_within_the_grace_is_killed(tmp_path: Path) -> None:
+    done = _hold(tmp_path / "sign", "--grace", "1s", manners="stubborn")
+    assert (done.returncode, done.stdout) == (128 + signal.SIGKILL, "got SIGTERM True\n")
+
+
+def test_on_revoke_kill(tmp_path: Path) -> None:
+    done = _hold(tmp_path / "sign", "--on-revoke", "kill")
+    assert (done.returncode, done.stdout) == (128 + signal.SIGKILL, "")
+
+
+def test_on_revoke_keep(tmp_path: Path) -> None:
+    done = _hold(tmp_path / "sign", "--on-revoke", "keep", for_s=1.5)
+    assert (done.returncode, done.stdout) == (0, "done True\n")
+    assert "the command goes on" in done.stderr
+
+
+@pytest.mark.parametrize("grace", ["", "60", "1d", "-1s"])
+def test_a_grace_that_is_none(grace: str) -> None:
+    done = _run("file", f"--grace={grace}", "--", "true")
+    assert done.returncode == 125
+    assert "is no duration" in done.stderr
