@@ -65,6 +65,7 @@ from kms_service.observation import (
     watch_vault,
 )
 from kms_service.policy_reload import PolicyReloader
+from kms_service.rewrapping import rewrap_timers
 from kms_service.rpc.access_service import AccessServicer
 from kms_service.rpc.artifact_service import ArtifactServicer
 from kms_service.rpc.authentication import Authenticator
@@ -101,6 +102,7 @@ from kms_service.usecases.read_artifact import ReadArtifact
 from kms_service.usecases.renew_lease import RenewLease
 from kms_service.usecases.resolve_model import ResolveModel
 from kms_service.usecases.revoke_leases import RevokeLeases
+from kms_service.usecases.rewrap_data_keys import RewrapDataKeys
 from kms_service.usecases.set_alias import SetAlias
 from kms_service.usecases.shred_versions import ShredVersions
 from kms_service.usecases.standing import Standing
@@ -502,7 +504,13 @@ def _servicers(
             metrics=metrics,
         ),
         _MASTER_KEYS: MasterKeyServicer(
-            get_master_key=GetMasterKey(gate=gate, database=database, master_keys=keys)
+            rewrap=RewrapDataKeys(
+                gate=gate,
+                rewraps=timed(adapters.database.rewraps, steps.step("database")),
+                rewrapper=timed(adapters.vault, steps.step("vault")),
+                clock=clock,
+            ),
+            get_master_key=GetMasterKey(gate=gate, database=database, master_keys=keys),
         ),
         _ACCESS: AccessServicer(
             standing=Standing(gate=gate, database=database, clock=clock), metrics=metrics
@@ -554,6 +562,15 @@ def _timers(
         clock=adapters.clock,
         pending_ttl=timedelta(seconds=config.pending_ttl_s),
     )
+    rewrapping = rewrap_timers(
+        config.rewrap,
+        database=adapters.database,
+        rewraps=adapters.database.rewraps,
+        rewrapper=adapters.vault,
+        audit=audit,
+        clock=adapters.clock,
+        metrics=metrics,
+    )
     sweep = SweepOrphans(
         database=adapters.database,
         store=adapters.store,
@@ -582,6 +599,7 @@ def _timers(
         Timer("sweep-orphans", _SWEEP_EVERY_S, lambda: metrics.orphans_swept.inc(sweep())),
         Timer("shred", _SHRED_EVERY_S, lambda: metrics.versions_destroyed.inc(shred())),
         Timer("tombstones", _TOMBSTONES_EVERY_S, adapters.tombstones.uids),
+        *rewrapping,
     ]
     if adapters.tokens is not None:
         timers.append(Timer("issuers", _ISSUERS_EVERY_S, _key_refresher(adapters.tokens, metrics)))

@@ -168,7 +168,8 @@ class VaultSection(_Section):
     namespace: str | None = None
     transit_mount: str = "transit"
     master_key_template: str = Field(default="modelkms-{project}", pattern=r"^[a-z0-9{}-]+$")
-    """Name of a project's transit key."""
+    """Name of a project's transit key. Without `{project}` all projects share one: data keys stay
+    bound to their project, but rotating, retiring and losing it concerns all."""
     kv_mount: str = "modelkms"
     """Key-value engine, version 2: tombstones of destroyed versions, registry of backups."""
     approle_mount: str = "approle"
@@ -191,11 +192,31 @@ class VaultSection(_Section):
         token = self.token_file is not None
         if (token and any(approle)) or (not token and not all(approle)):
             raise ValueError("set role_id_file and secret_id_file, or token_file, and not both")
-        if self.master_key_template.count("{project}") != 1 or re.search(
+        if self.master_key_template.count("{project}") > 1 or re.search(
             r"[{}]", self.master_key_template.replace("{project}", "")
         ):
-            raise ValueError("master_key_template must hold {project} once")
+            raise ValueError("master_key_template may hold {project} once, and no other braces")
         return self
+
+
+class RewrapSection(_Section):
+    """Moving data keys under newer versions of their master keys."""
+
+    automatic: bool = False
+    """Whether the service starts a rewrap by itself when it sees a new master-key version."""
+    keys_per_second: int = Field(default=0, ge=0, le=1_000_000)
+    """Of rewraps that the service starts: an upper bound for all replicas together; 0: none."""
+    threads: int = Field(default=2, ge=0, le=16)
+    """Of this process; 0: it leaves rewraps to other replicas."""
+    watch_every_s: float = Field(default=60.0, ge=1)
+    """How often the state of master keys is looked at, for new versions and metrics."""
+    master_key_max_age_s: float = Field(default=366 * 86400.0, gt=0)
+    """A master key whose newest version is older counts as overdue for rotation; its own schedule
+    in Vault, if that is shorter, counts instead."""
+
+    @property
+    def master_key_max_age(self) -> timedelta:
+        return timedelta(seconds=self.master_key_max_age_s)
 
 
 class DatabaseSection(_Section):
@@ -325,6 +346,7 @@ class Config(_Section):
     audit: AuditSection
     metrics: MetricsSection = MetricsSection()
     log: LogSection = LogSection()
+    rewrap: RewrapSection = RewrapSection()
     pending_ttl_s: float = Field(default=7 * 86400.0, gt=0)
     """A version never finalized is DESTROYED after this long."""
 

@@ -27,6 +27,10 @@ class Timer:
     def start(self) -> None:
         self._thread.start()
 
+    def stopping(self) -> bool:
+        """For work that takes long: whether it should end."""
+        return self._stop.is_set()
+
     def stop(self, wait_s: float) -> None:
         """No further calls; waits for a running one. Idempotent."""
         self._stop.set()

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from modelkms import catalogue, policy, publish, standing
+from modelkms import catalogue, policy, publish, rewrap, standing
 from modelkms.cache import ArtifactCache
 from modelkms.download import Downloader
 from modelkms.errors import IdentityError, ModelKmsError, ReferenceInvalid
@@ -33,6 +33,7 @@ from modelkms.types import (
     ProgressCallback,
     ProjectInfo,
     Pushed,
+    RewrapInfo,
     VersionInfo,
 )
 
@@ -326,6 +327,39 @@ class Client:
     def get_master_key(self, project: str | None = None) -> MasterKeyInfo:
         """State of a project's master key, and how many data keys are wrapped under it."""
         return catalogue.get_master_key(self._session, self._project_name(project))
+
+    def rewrap_data_keys(self, project: str | None = None, keys_per_second: int = 0) -> RewrapInfo:
+        """Start moving a project's data keys under the newest version of its master key. The
+        service goes on by itself. If a rewrap is not done yet, it is that one, resumed.
+
+        Args:
+            keys_per_second: upper bound for all replicas together; 0: none.
+        """
+        return rewrap.start(self._session, self._project_name(project), keys_per_second)
+
+    def get_rewrap(self, project: str | None = None) -> RewrapInfo:
+        """A project's rewrap that was started last.
+
+        Raises:
+            ModelNotFoundOrDenied: there was none.
+        """
+        return rewrap.latest(self._session, self._project_name(project))
+
+    def watch_rewrap(self, name: str) -> Iterator[RewrapInfo]:
+        """How a rewrap goes, about every second, until it is done. Survives outages of a moment.
+
+        Args:
+            name: its resource name.
+        """
+        return rewrap.watch(self._session, name)
+
+    def pause_rewrap(self, name: str) -> RewrapInfo:
+        """Begin no further batch. `rewrap_data_keys` goes on with it.
+
+        Raises:
+            WrongStateError: it is done.
+        """
+        return rewrap.pause(self._session, name)
 
     # --- policy ---------------------------------------------------------------------------------
 

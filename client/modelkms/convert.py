@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
-from modelkms_api.v1 import access_service_pb2, resources_pb2
+from modelkms_api.v1 import access_service_pb2, master_key_service_pb2, resources_pb2
 
 from modelkms.errors import AnswerInvalid, ModelKmsError
 from modelkms.reference import Reference
@@ -19,6 +19,8 @@ from modelkms.types import (
     ModelInfo,
     PinInfo,
     ProjectInfo,
+    RewrapFailureInfo,
+    RewrapInfo,
     VersionInfo,
 )
 
@@ -117,6 +119,33 @@ def master_key(message: resources_pb2.MasterKey) -> MasterKeyInfo:
         keys_under_version={
             entry.master_key_version: entry.data_keys for entry in message.keys_under_version
         },
+    )
+
+
+def rewrap(message: master_key_service_pb2.RewrapOperation) -> RewrapInfo:
+    remaining = message.remaining.ToTimedelta() if message.HasField("remaining") else None
+    for failure in message.failures:
+        require_version_name(failure.version)
+    return RewrapInfo(
+        name=message.name,
+        done=message.done,
+        state=_state(master_key_service_pb2.RewrapState, message.state, "REWRAP_STATE_"),
+        vault_key=message.vault_key,
+        target_version=message.target_version,
+        started_by=message.started_by,
+        keys_per_second_limit=message.keys_per_second_limit,
+        total_keys=message.total_keys,
+        rewrapped_keys=message.rewrapped_keys,
+        failed_keys=message.failed_keys,
+        left_keys=message.left_keys,
+        keys_per_second=message.keys_per_second,
+        remaining=remaining,
+        create_time=optional_time(message, "create_time"),
+        update_time=optional_time(message, "update_time"),
+        finish_time=optional_time(message, "finish_time"),
+        failures=tuple(
+            RewrapFailureInfo(failure.version, failure.reason) for failure in message.failures
+        ),
     )
 
 

@@ -518,6 +518,18 @@ class UploadIncomplete(WrongStateError):
     default_hint = "push again: an unfinished push goes on where it stopped"
 
 
+class RewrapEnded(WrongStateError):
+    default_reason = "REWRAP_ENDED"
+    default_hint = "`modelkms admin master-key rewrap PROJECT` starts another one"
+
+
+class RewrapIncomplete(WrongStateError):
+    """A rewrap ended, and some data keys are still under an old master-key version."""
+
+    default_reason = "REWRAP_INCOMPLETE"
+    default_hint = "mend what the reasons say, then rewrap again: what failed is tried again"
+
+
 class UploadOffsetWrong(WrongStateError):
     default_reason = "UPLOAD_OFFSET_WRONG"
     default_hint = "push again: an unfinished push goes on where it stopped"

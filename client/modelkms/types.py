@@ -226,6 +226,52 @@ class MasterKeyInfo(Info):
 
 
 @dataclass(frozen=True, slots=True)
+class RewrapFailureInfo(Info):
+    """A data key that could not be moved, and the stable reason why."""
+
+    version: str
+    reason: str
+
+    @property
+    def version_reference(self) -> str:
+        """`camera/fd@3`."""
+        return people_form(self.version)
+
+
+@dataclass(frozen=True, slots=True)
+class RewrapInfo(Info):
+    """A rewrap of a project's data keys.
+
+    Attributes:
+        state: RUNNING, PAUSED, DONE or UNKNOWN.
+        target_version: data keys under an older master-key version than this are moved.
+        keys_per_second_limit: of all replicas together; 0: none.
+        total_keys: to be moved when it started.
+        keys_per_second: lately; 0: not known.
+        remaining: how long the rest will take; None: not known.
+        failures: at most 100 of them.
+    """
+
+    name: str
+    done: bool
+    state: str
+    vault_key: str
+    target_version: int
+    started_by: str
+    keys_per_second_limit: int
+    total_keys: int
+    rewrapped_keys: int
+    failed_keys: int
+    left_keys: int
+    keys_per_second: float
+    remaining: timedelta | None
+    create_time: datetime | None
+    update_time: datetime | None
+    finish_time: datetime | None
+    failures: tuple[RewrapFailureInfo, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Pushed(Info):
     """What a push did. `stable_version` is the resource name that `@stable` points to now."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn
 
@@ -16,6 +16,9 @@ from kms_service.domain.catalogue import WrappedDataKey
 from kms_service.domain.errors import (
     KeyRecordCorrupt,
     MasterKeyMisconfigured,
+    ServiceError,
+    Throttled,
+    Unavailable,
     VaultBadReply,
     WrappingVersionUnusable,
 )
@@ -38,6 +41,7 @@ class VaultMasterKeys:
     def __init__(self, session: VaultSession, mount: str) -> None:
         self._session = session
         self._mount = mount
+        self._batches = _BatchSize()
 
     def generate_data_key(
         self, master_key: str, context: bytes
@@ -62,6 +66,63 @@ class VaultMasterKeys:
             self._explain_refusal(master_key, wrapped, end)
         return _data_key(reply.data)
 
+    @property
+    def rewrap_batch_size(self) -> int:
+        return self._batches.size
+
+    def rewrap(
+        self, master_key: str, keys: Sequence[tuple[WrappedDataKey, bytes]]
+    ) -> Sequence[WrappedDataKey | ServiceError]:
+        done: list[WrappedDataKey | ServiceError] = []
+        while len(done) < len(keys):
+            size = min(self._batches.size, len(keys) - len(done))
+            part = keys[len(done) : len(done) + size]
+            try:
+                answers = self._rewrap_batch(master_key, part)
+            except (Unavailable, Throttled) as error:
+                if not done:
+                    raise
+                # What was rewrapped is worth keeping; the rest is told apart and tried again.
+                return [*done, *([error] * (len(keys) - len(done)))]
+            if answers is None:  # too much for one request
+                self._batches.refused(size)
+                continue
+            self._batches.passed(size)
+            done += answers
+        return done
+
+    def _rewrap_batch(
+        self, master_key: str, keys: Sequence[tuple[WrappedDataKey, bytes]]
+    ) -> Sequence[WrappedDataKey | ServiceError] | None:
+        """None: this many are refused; fewer may not be (F40)."""
+        end = self._session.patience()
+        items = [
+            {"ciphertext": wrapped.ciphertext, "context": _base64(context)}
+            for wrapped, context in keys
+        ]
+        reply = self._post("rewrap", master_key, {"batch_input": items}, end)
+        data = reply.body.get("data")
+        results = data.get("batch_results") if isinstance(data, dict) else None
+        if isinstance(results, list):
+            if len(results) != len(keys):
+                raise VaultBadReply
+            state: MasterKeyState | None = None
+            answers: list[WrappedDataKey | ServiceError] = []
+            for (wrapped, _), result in zip(keys, results, strict=True):
+                if not isinstance(result, dict) or (not reply.ok and not result.get("error")):
+                    raise VaultBadReply
+                if result.get("error"):
+                    state = state or self._describe(master_key, end)
+                    answers.append(_refusal(wrapped, state))
+                else:
+                    answers.append(_newer(wrapped, result))
+            return answers
+        if reply.ok:
+            raise VaultBadReply
+        # A refusal of the whole: of its size, or (of one key alone) of that key.
+        state = self._describe(master_key, end)
+        return None if len(keys) > 1 else [_refusal(keys[0][0], state)]
+
     def describe(self, master_key: str) -> MasterKeyState:
         return self._describe(master_key, self._session.patience())
 
@@ -85,7 +146,7 @@ class VaultMasterKeys:
             raise MasterKeyMisconfigured
         return _state(master_key, reply.data)
 
-    def _post(self, operation: str, master_key: str, body: Mapping[str, str], end: float) -> Reply:
+    def _post(self, operation: str, master_key: str, body: Mapping[str, Any], end: float) -> Reply:
         return self._session.call("POST", f"{self._mount}/{operation}/{master_key}", body, end=end)
 
     def _explain_refusal(self, master_key: str, wrapped: WrappedDataKey, end: float) -> NoReturn:
@@ -94,11 +155,58 @@ class VaultMasterKeys:
         Raises:
             MasterKeyMisconfigured, WrappingVersionUnusable, KeyRecordCorrupt: always one.
         """
-        state = self._describe(master_key, end)
-        usable = range(state.min_decryption_version, state.latest_version + 1)
-        if wrapped.master_key_version not in usable:
-            raise WrappingVersionUnusable
-        raise KeyRecordCorrupt
+        raise _refusal(wrapped, self._describe(master_key, end))
+
+
+class _BatchSize:
+    """How many items one request may have: found out, remembered (F40).
+
+    OpenBao limits the strings of a body, Vault its bytes, both by configuration. A refused size
+    is halved; then the room between what passed and what was refused is searched, until what is
+    to be gained is little. Many threads may tell it what they found: it is a guess either way.
+    """
+
+    _FIRST = 1000
+
+    def __init__(self) -> None:
+        self.size = self._FIRST
+        self._passed = 0
+        self._refused: int | None = None
+
+    def passed(self, size: int) -> None:
+        if size < self.size or self._refused is None:  # a last, smaller one tells nothing new
+            return
+        self._passed = max(self._passed, size)
+        self._search()
+
+    def refused(self, size: int) -> None:
+        self._refused = size if self._refused is None else min(size, self._refused)
+        self._passed = min(self._passed, self._refused // 2)
+        self._search()
+
+    def _search(self) -> None:
+        assert self._refused is not None
+        if not self._passed:
+            self.size = max(1, self._refused // 2)
+        elif self._refused - self._passed > self._passed // 16 + 1:
+            self.size = (self._passed + self._refused) // 2
+        else:
+            self.size = self._passed
+
+
+def _newer(old: WrappedDataKey, result: Mapping[str, Any]) -> WrappedDataKey | ServiceError:
+    new = _wrapped(result)
+    # Vault never goes back, and never gives the same ciphertext twice: nonces are random.
+    if new.master_key_version < old.master_key_version or new.ciphertext == old.ciphertext:
+        return VaultBadReply()
+    return new
+
+
+def _refusal(wrapped: WrappedDataKey, state: MasterKeyState) -> ServiceError:
+    usable = range(state.min_decryption_version, state.latest_version + 1)
+    if wrapped.master_key_version not in usable:
+        return WrappingVersionUnusable()
+    return KeyRecordCorrupt()
 
 
 def _data_key(data: Mapping[str, Any]) -> SecretBytes:

@@ -276,6 +276,11 @@ class WrappingVersionUnusable(WrongState):
     default_message = "Vault no longer decrypts under the master-key version that wraps this key"
 
 
+class RewrapEnded(WrongState):
+    reason = "REWRAP_ENDED"
+    default_message = "the rewrap is done; start another one"
+
+
 class UploadIncomplete(WrongState):
     reason = "UPLOAD_INCOMPLETE"
     default_message = "the stored artifact is shorter than its pin says; resume the upload"

@@ -132,6 +132,26 @@ class LeaseName:
 
 
 @dataclass(frozen=True, slots=True, order=True)
+class RewrapName:
+    """`projects/{project}/rewraps/{rewrap}`."""
+
+    project: str
+    rewrap: str
+
+    @classmethod
+    def parse(cls, value: str, field: str = "name") -> Self:
+        shape = "projects/{project}/rewraps/{rewrap}"
+        return cls(*_parse(rf"projects/({_ID})/rewraps/({_HEX128})", shape, value, field))
+
+    @property
+    def parent(self) -> ProjectName:
+        return ProjectName(self.project)
+
+    def __str__(self) -> str:
+        return f"projects/{self.project}/rewraps/{self.rewrap}"
+
+
+@dataclass(frozen=True, slots=True, order=True)
 class ServiceName:
     """The service as a whole: what belongs to no project."""
 

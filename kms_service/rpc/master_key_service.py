@@ -1,22 +1,35 @@
-"""MasterKeyService: what can be known of master keys. Translates only."""
+"""MasterKeyService: what can be known of master keys, and rewrapping. Translates only."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
 
 from modelkms_api.v1 import master_key_service_pb2 as pb
 from modelkms_api.v1 import resources_pb2
 
 from kms_service.domain.errors import InvalidField
-from kms_service.domain.names import ProjectName
+from kms_service.domain.names import ProjectName, RewrapName
+from kms_service.domain.rewrapping import RewrapState
 from kms_service.rpc import conversion
 from kms_service.rpc.pipeline import Call
 from kms_service.usecases.get_master_key import GetMasterKey
+from kms_service.usecases.rewrap_data_keys import RewrapDataKeys, RewrapView
 
 _SUFFIX = "/masterKey"
+_LATEST = "/rewraps/latest"
+_WATCH_EVERY = timedelta(seconds=1)
+_STATES = {
+    RewrapState.RUNNING: pb.REWRAP_STATE_RUNNING,
+    RewrapState.PAUSED: pb.REWRAP_STATE_PAUSED,
+    RewrapState.DONE: pb.REWRAP_STATE_DONE,
+}
 
 
 class MasterKeyServicer:
-    def __init__(self, *, get_master_key: GetMasterKey) -> None:
+    def __init__(self, *, get_master_key: GetMasterKey, rewrap: RewrapDataKeys) -> None:
         self._get_master_key = get_master_key
+        self._rewrap = rewrap
 
     def get_master_key(
         self, request: pb.GetMasterKeyRequest, call: Call
@@ -25,3 +38,52 @@ class MasterKeyServicer:
             raise InvalidField("name", "must be projects/{project}/masterKey")
         project = ProjectName.parse(request.name.removesuffix(_SUFFIX))
         return conversion.master_key_message(self._get_master_key(call.caller, project))
+
+    def rewrap_data_keys(self, request: pb.RewrapDataKeysRequest, call: Call) -> pb.RewrapOperation:
+        parent = ProjectName.parse(request.parent, "parent")
+        return _operation(self._rewrap.start(call.caller, parent, request.keys_per_second_limit))
+
+    def get_rewrap(self, request: pb.GetRewrapRequest, call: Call) -> pb.RewrapOperation:
+        if request.name.endswith(_LATEST):
+            project = ProjectName.parse(request.name.removesuffix(_LATEST))
+            return _operation(self._rewrap.latest(call.caller, project))
+        return _operation(self._rewrap.get(call.caller, RewrapName.parse(request.name)))
+
+    def watch_rewrap(
+        self, request: pb.WatchRewrapRequest, call: Call
+    ) -> Iterator[pb.RewrapOperation]:
+        name = RewrapName.parse(request.name)
+        for view in self._rewrap.watch(call.caller, name, _WATCH_EVERY, call):
+            yield _operation(view)
+
+    def pause_rewrap(self, request: pb.PauseRewrapRequest, call: Call) -> pb.RewrapOperation:
+        return _operation(self._rewrap.pause(call.caller, RewrapName.parse(request.name)))
+
+    def resume_rewrap(self, request: pb.ResumeRewrapRequest, call: Call) -> pb.RewrapOperation:
+        return _operation(self._rewrap.resume(call.caller, RewrapName.parse(request.name)))
+
+
+def _operation(view: RewrapView) -> pb.RewrapOperation:
+    rewrap = view.rewrap
+    return pb.RewrapOperation(
+        name=str(rewrap.name),
+        done=rewrap.done,
+        state=_STATES[rewrap.state],
+        vault_key=rewrap.master_key,
+        target_version=rewrap.target_version,
+        started_by=rewrap.started_by,
+        keys_per_second_limit=rewrap.keys_per_second,
+        total_keys=rewrap.total,
+        rewrapped_keys=rewrap.rewrapped,
+        failed_keys=rewrap.failed,
+        left_keys=rewrap.left,
+        keys_per_second=view.keys_per_second,
+        remaining=conversion.duration(view.remaining),
+        create_time=conversion.timestamp(rewrap.create_time),
+        update_time=conversion.timestamp(rewrap.update_time),
+        finish_time=conversion.timestamp(rewrap.finish_time),
+        failures=[
+            pb.RewrapFailure(version=str(failure.version), reason=failure.reason)
+            for failure in view.failures
+        ],
+    )

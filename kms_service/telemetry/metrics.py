@@ -130,6 +130,22 @@ class Metrics:
         self.versions_destroyed = self._counter(
             "modelkms_versions_destroyed_total", "Versions whose wrapped data key was destroyed"
         )
+        self.rewrapped_keys = Counter(
+            "modelkms_rewrap_keys_total",
+            "Data keys that this process tried to move under a newer master-key version",
+            ("result",),
+            registry=self.registry,
+        )
+        for result in ("rewrapped", "skipped", "failed"):
+            self.rewrapped_keys.labels(result=result)
+        self.rewraps_running = self._gauge("modelkms_rewraps_running", "Rewraps under way")
+        self.rewrap_keys_left = self._gauge(
+            "modelkms_rewrap_keys_left", "Data keys that rewraps under way have left to try"
+        )
+        self.rotation_overdue = self._gauge(
+            "modelkms_master_key_rotation_overdue",
+            "Master keys whose newest version is older than it should be",
+        )
         self.audit_records = self._counter(
             "modelkms_audit_records_total", "Audit records made durable"
         )

@@ -5,28 +5,22 @@ from __future__ import annotations
 import base64
 import functools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import TypeVar
 
 import pytest
-from pysqlite3 import dbapi2 as sqlite
 
-from kms_service.adapters.database import SqlDatabase, migrate
+from kms_service.adapters.database import SqlDatabase
 from kms_service.adapters.database.pages import encode_token
-from kms_service.adapters.database.schema import metadata
 from kms_service.domain.audit import ChainHead
 from kms_service.domain.catalogue import (
     NO_DATA_KEY,
     Alias,
-    ArtifactPin,
     Model,
     Project,
-    Version,
     VersionState,
     WrappedDataKey,
 )
@@ -49,94 +43,13 @@ from kms_service.domain.leases import Lease
 from kms_service.domain.names import AliasName, LeaseName, ModelName, ProjectName, VersionName
 from kms_service.domain.ports import Database, LeaseFilter, Page, Revoked, Transaction
 from kms_service.domain.standing import Block, Freeze
-from tests.support.postgresql import PostgresServer
+from tests.contract.conftest import Migrated
+from tests.contract.rows import DEMO, FACE, NOW, PIN, version
 
 pytestmark = pytest.mark.xdist_group("postgresql")
 
-NOW = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
-DEMO = ProjectName("demo")
-FACE = ModelName("demo", "face")
-PIN = ArtifactPin(2**40 + 1, b"\x00" * 32, b"\xff" * 32)
-
-
 DAY = timedelta(days=1)
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Migrated:
-    """A database, what empties it, and what reads the bytes of its data files."""
-
-    database: SqlDatabase
-    empty: Callable[[], object]
-    raw: Callable[[], bytes]
-
-
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
-def migrated(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Migrated]:
-    if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path_factory.mktemp('sqlite')}/state.db"
-        file = Path(url.removeprefix("sqlite:///"))
-        empty = functools.partial(_empty_file, str(file))
-        raw = functools.partial(_bytes_below, file.parent)
-    else:
-        postgres: PostgresServer = request.getfixturevalue("postgres")
-        url = postgres.new_database()
-        empty = functools.partial(postgres.empty, url)
-        raw = functools.partial(_flushed_bytes, postgres)
-    migrate(url)
-    database = SqlDatabase(url)
-    yield Migrated(database, empty, raw)
-    database.close()
-
-
-@pytest.fixture
-def database(migrated: Migrated) -> SqlDatabase:
-    """Migrated and empty."""
-    migrated.empty()
-    return migrated.database
-
-
-def _bytes_below(folder: Path) -> bytes:
-    return b"".join(file.read_bytes() for file in folder.rglob("*") if file.is_file())
-
-
-def _flushed_bytes(postgres: PostgresServer) -> bytes:
-    with postgres.connect() as connection:
-        connection.execute("CHECKPOINT")
-    return _bytes_below(postgres.data / "base")
-
-
-def _empty_file(file: str) -> None:
-    with closing(sqlite.connect(file)) as connection:
-        for table in reversed(metadata.sorted_tables):
-            connection.execute(f"DELETE FROM {table.name}")
-        connection.commit()
-
-
-@pytest.fixture
-def filled(database: SqlDatabase) -> SqlDatabase:
-    """With the project demo and its model face."""
-    with database.write() as tx:
-        tx.projects.insert(Project(DEMO, "modelkms-demo", NOW))
-        tx.models.insert(Model(FACE, NOW, {"tier": "gold", "ä": "ü"}))
-    return database
-
-
-def version(number: int, **changes: object) -> Version:
-    whole = Version(
-        name=VersionName("demo", "face", number),
-        uid=f"{number:032x}",
-        state=VersionState.PENDING,
-        publisher="spiffe://test.example/publisher/a",
-        request_id=f"00000000-0000-0000-0000-{number:012d}",
-        artifact_id=f"{number + 2**100:032x}",
-        wrapped_key=WrappedDataKey(f"vault:v1:key{number}", 1),
-        create_time=NOW + timedelta(seconds=number),
-    )
-    return replace(whole, **changes)  # type: ignore[arg-type]
 
 
 def lease(number: int, **changes: object) -> Lease:

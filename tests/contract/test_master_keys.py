@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from typing import Protocol
 
 import pytest
 
@@ -16,7 +17,7 @@ from kms_service.domain.errors import (
     MasterKeyMisconfigured,
     WrappingVersionUnusable,
 )
-from kms_service.domain.ports import MasterKeys
+from kms_service.domain.ports import MasterKeys, Rewrapper
 from tests.support.fake_master_keys import FakeMasterKeys
 from tests.support.vault_servers import VaultRig
 
@@ -25,11 +26,15 @@ pytestmark = pytest.mark.xdist_group("vault")
 CONTEXT = b"\x00\x00\x00\x04demo"
 
 
+class _Port(MasterKeys, Rewrapper, Protocol):
+    """What Vault is to us."""
+
+
 @dataclass(frozen=True)
 class Rig:
     """The port, and what an officer does to the same keys."""
 
-    port: MasterKeys
+    port: _Port
     make: Callable[[str], object]
     make_underived: Callable[[str], object]
     rotate: Callable[[str], object]
@@ -154,6 +159,65 @@ def test_f41_a_version_that_vault_does_not_know_yet(rig: Rig, key: str) -> None:
     newer = WrappedDataKey(wrapped.ciphertext.replace("vault:v1:", "vault:v9:"), 9)
     with pytest.raises(WrappingVersionUnusable):
         rig.port.unwrap(key, newer, CONTEXT)
+
+
+def test_rewrap_moves_under_the_newest_version_and_keeps_the_data_key(rig: Rig, key: str) -> None:
+    contexts = [CONTEXT + bytes([number]) for number in range(5)]
+    made = [rig.port.generate_data_key(key, context) for context in contexts]
+    rig.rotate(key)
+    rig.rotate(key)
+    wrapped = [(each, context) for (_, each), context in zip(made, contexts, strict=True)]
+    answers = rig.port.rewrap(key, wrapped)
+    for (data_key, old), new, context in zip(made, answers, contexts, strict=True):
+        assert isinstance(new, WrappedDataKey)
+        assert (old.master_key_version, new.master_key_version) == (1, 3)
+        assert rig.port.unwrap(key, new, context).reveal() == data_key.reveal()
+        assert rig.port.unwrap(key, old, context).reveal() == data_key.reveal()
+    assert rig.port.rewrap(key, []) == []
+    with pytest.raises(MasterKeyMisconfigured):
+        rig.port.rewrap(f"{key}-missing", wrapped)
+
+
+def test_f40_one_bad_key_of_a_batch_fails_alone(rig: Rig, key: str) -> None:
+    _, good = rig.port.generate_data_key(key, CONTEXT)
+    rig.rotate(key)
+    damaged = WrappedDataKey(good.ciphertext[:40], 1)
+    keys = [(good, CONTEXT), (good, CONTEXT + b"x"), (damaged, CONTEXT), (good, CONTEXT)]
+    answers = rig.port.rewrap(key, keys)
+    assert [type(answer).__name__ for answer in answers] == [
+        "WrappedDataKey",
+        "KeyRecordCorrupt",
+        "KeyRecordCorrupt",
+        "WrappedDataKey",
+    ]
+    (alone,) = rig.port.rewrap(key, keys[1:2])
+    assert isinstance(alone, KeyRecordCorrupt)
+
+
+def test_f41_rewrap_under_a_version_that_is_no_longer_usable(rig: Rig, key: str) -> None:
+    _, old = rig.port.generate_data_key(key, CONTEXT)
+    rig.rotate(key)
+    _, new = rig.port.generate_data_key(key, CONTEXT)
+    rig.set_min_decryption_version(key, 2)
+    answers = rig.port.rewrap(key, [(old, CONTEXT), (new, CONTEXT)])
+    assert isinstance(answers[0], WrappingVersionUnusable)
+    assert isinstance(answers[1], WrappedDataKey)
+    rig.set_min_decryption_version(key, 1)
+    (healed,) = rig.port.rewrap(key, [(old, CONTEXT)])
+    assert isinstance(healed, WrappedDataKey)
+
+
+def test_f40_more_than_fits_into_one_request(rig: Rig, key: str) -> None:
+    """OpenBao refuses bodies with too many strings; the size is found, halving, and remembered."""
+    _, wrapped = rig.port.generate_data_key(key, CONTEXT)
+    rig.rotate(key)
+    answers = rig.port.rewrap(key, [(wrapped, CONTEXT)] * 1200)
+    assert len(answers) == 1200
+    assert {type(answer) for answer in answers} == {WrappedDataKey}
+    size = rig.port.rewrap_batch_size
+    assert rig.port.rewrap(key, [(wrapped, CONTEXT)] * size)
+    assert size >= 100
+    assert rig.port.rewrap_batch_size == size
 
 
 def test_describe(rig: Rig, key: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -54,11 +55,8 @@ class FakeMasterKeys:
         self, master_key: str, context: bytes
     ) -> tuple[SecretBytes, WrappedDataKey]:
         key = self._key(master_key)
-        data_key, version = os.urandom(32), len(key.versions)
-        nonce = os.urandom(12)
-        sealed = nonce + _cipher(key, version, context).encrypt(nonce, data_key, None)
-        text = f"vault:v{version}:{base64.b64encode(sealed).decode()}"
-        return SecretBytes(data_key), WrappedDataKey(text, version)
+        data_key = os.urandom(32)
+        return SecretBytes(data_key), _wrapped(key, data_key, context)
 
     def unwrap(self, master_key: str, wrapped: WrappedDataKey, context: bytes) -> SecretBytes:
         key = self._key(master_key)
@@ -73,6 +71,25 @@ class FakeMasterKeys:
             return SecretBytes(cipher.decrypt(sealed[:12], sealed[12:], None))
         except (InvalidTag, ValueError) as error:
             raise KeyRecordCorrupt from error
+
+    @property
+    def rewrap_batch_size(self) -> int:
+        return 100
+
+    def rewrap(
+        self, master_key: str, keys: Sequence[tuple[WrappedDataKey, bytes]]
+    ) -> Sequence[WrappedDataKey | ServiceError]:
+        key = self._key(master_key)
+        return [self._rewrapped(master_key, key, wrapped, context) for wrapped, context in keys]
+
+    def _rewrapped(
+        self, master_key: str, key: _MasterKey, wrapped: WrappedDataKey, context: bytes
+    ) -> WrappedDataKey | ServiceError:
+        try:
+            data_key = self.unwrap(master_key, wrapped, context)
+        except (KeyRecordCorrupt, WrappingVersionUnusable) as error:
+            return error
+        return _wrapped(key, data_key.reveal(), context)
 
     def describe(self, master_key: str) -> MasterKeyState:
         key = self._key(master_key)
@@ -92,6 +109,13 @@ class FakeMasterKeys:
         if key is None or not key.derived:
             raise MasterKeyMisconfigured
         return key
+
+
+def _wrapped(key: _MasterKey, data_key: bytes, context: bytes) -> WrappedDataKey:
+    version, nonce = len(key.versions), os.urandom(12)
+    sealed = nonce + _cipher(key, version, context).encrypt(nonce, data_key, None)
+    text = f"vault:v{version}:{base64.b64encode(sealed).decode()}"
+    return WrappedDataKey(text, version)
 
 
 def _cipher(key: _MasterKey, version: int, context: bytes) -> AESGCM:

@@ -136,7 +136,7 @@ def servicers(world: World) -> dict[ServiceDescriptor, object]:
             metrics=metrics,
         ),
         access: AccessServicer(standing=world.standing, metrics=metrics),
-        master_keys: MasterKeyServicer(get_master_key=world.get_master_key),
+        master_keys: MasterKeyServicer(get_master_key=world.get_master_key, rewrap=world.rewrap),
         artifacts: ArtifactServicer(
             read_artifact=world.read_artifact, upload_artifact=world.upload, metrics=metrics
         ),

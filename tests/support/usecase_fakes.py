@@ -268,3 +268,22 @@ class MemoryTombstones:
     def _fail(self) -> None:
         if self.fail_with is not None:
             raise self.fail_with
+
+
+@dataclass
+class RewrapCounts:
+    """Implements `RewrapCounters`."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def rewrapped(self, keys: int) -> None:
+        self._count("rewrapped", keys)
+
+    def skipped(self, keys: int) -> None:
+        self._count("skipped", keys)
+
+    def failed(self, keys: int) -> None:
+        self._count("failed", keys)
+
+    def _count(self, what: str, keys: int) -> None:
+        self.counts[what] = self.counts.get(what, 0) + keys

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Optional
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 from modelkms.cli import policy, standing
 from modelkms.cli.common import CommandLine, VersionReference, command, duration, group
-from modelkms.cli.output import moment, span
+from modelkms.cli.output import moment, span, write_line
+from modelkms.errors import RewrapIncomplete
+
+if TYPE_CHECKING:
+    from modelkms.types import RewrapInfo
 
 Project = Annotated[str, typer.Argument(metavar="PROJECT", help="Id of a project.")]
 
@@ -23,6 +28,7 @@ def register(app: typer.Typer) -> None:
     command(master_key, "create")(master_key_create)
     command(master_key, "rotate")(master_key_rotate)
     command(master_key, "status")(master_key_status)
+    command(master_key, "rewrap")(master_key_rewrap)
     destroy = group("destroy", "Destructions that wait for a second officer.")
     command(destroy, "confirm")(destroy_confirm)
     admin.add_typer(project)
@@ -138,6 +144,66 @@ def master_key_status(cli: CommandLine, project: Project) -> None:
             ),
         ],
     )
+
+
+def master_key_rewrap(
+    cli: CommandLine,
+    project: Project,
+    rate: Annotated[
+        int,
+        typer.Option(
+            "--rate",
+            metavar="N",
+            min=0,
+            max=1_000_000,
+            help="Data keys a second at most, all replicas together; 0: no limit.",
+        ),
+    ] = 0,
+    no_wait: Annotated[
+        bool, typer.Option("--no-wait", help="Start it, and do not watch it.")
+    ] = False,
+    pause: Annotated[
+        bool, typer.Option("--pause", help="Pause the one that runs; rewrap resumes it.")
+    ] = False,
+) -> None:
+    """Move data keys under the newest master key.
+
+    All data keys of a project move under the newest version of its master key. The service does
+    it, batch by batch, while everything still opens; Ctrl-C ends only the
+    watching. Run again, it goes on watching, resumes what was paused, or tries again what failed.
+
+    Example: modelkms admin master-key rewrap camera --rate 5000
+    """
+    with cli.client() as client:
+        if pause:
+            rewrap = client.pause_rewrap(client.get_rewrap(project).name)
+        else:
+            rewrap = client.rewrap_data_keys(project, rate)
+        if not (pause or no_wait):
+            with cli.rewrap_progress() as show:
+                for seen in client.watch_rewrap(rewrap.name):
+                    rewrap = seen
+                    show(seen)
+    if cli.json:
+        cli.answer(rewrap.as_dict())
+    else:
+        for line in _rewrap_lines(rewrap):
+            write_line(line)
+    if rewrap.done and rewrap.failed_keys:
+        raise RewrapIncomplete(
+            f"{rewrap.failed_keys:,} of {rewrap.total_keys:,} data keys are still under an old "
+            f"version of {rewrap.vault_key}"
+        )
+
+
+def _rewrap_lines(rewrap: RewrapInfo) -> Iterator[str]:
+    for failure in rewrap.failures:
+        yield f"failed: {failure.version_reference}: {failure.reason}"
+    if rewrap.done:
+        yield f"rewrapped {rewrap.rewrapped_keys:,} data keys under {rewrap.vault_key}"
+        return
+    state = "paused" if rewrap.state == "PAUSED" else "running"
+    yield f"{state}: {rewrap.rewrapped_keys:,} done, {rewrap.left_keys:,} left"
 
 
 def destroy_confirm(cli: CommandLine, ref: VersionReference) -> None:

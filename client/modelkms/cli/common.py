@@ -19,7 +19,7 @@ from modelkms.errors import UsageError
 if TYPE_CHECKING:
     from modelkms.client import Client
     from modelkms.profile import Profile
-    from modelkms.types import ProgressCallback
+    from modelkms.types import ProgressCallback, RewrapInfo
 
 COMMON_OPTIONS = "Common options"
 SIGPIPE_EXIT_CODE = 128 + 13
@@ -89,6 +89,12 @@ class CommandLine:
         from modelkms.cli.progress import progress_bar
 
         return progress_bar(enabled=not self.json)
+
+    def rewrap_progress(self) -> AbstractContextManager[Callable[[RewrapInfo], None]]:
+        """A bar for a rewrap, as `progress`."""
+        from modelkms.cli.progress import rewrap_bar
+
+        return rewrap_bar(enabled=not self.json)
 
     def answer(self, document: Mapping[str, object], *lines: str) -> None:
         """The result: `document` under --json, else the lines."""

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from modelkms.cli.output import escape
+from modelkms.cli.output import escape, span
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
-    from modelkms.types import Progress, ProgressCallback
+    from modelkms.types import Progress, ProgressCallback, RewrapInfo
 
 _QUIET_S = 0.5  # what is done sooner shows no bar
 
@@ -33,6 +33,40 @@ def progress_bar(*, enabled: bool) -> Iterator[ProgressCallback | None]:
         yield bar.update
     finally:
         bar.close()
+
+
+@contextmanager
+def rewrap_bar(*, enabled: bool) -> Iterator[Callable[[RewrapInfo], None]]:
+    """A callback that draws how a rewrap goes: done, left, rate, time remaining. Draws nothing
+    where there is no terminal."""
+    if not enabled or not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    with Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}", markup=False),
+        console=Console(stderr=True, markup=False, highlight=False),
+        transient=True,
+    ) as bar:
+        task = bar.add_task("rewrap", total=None, rate="")
+
+        def draw(rewrap: RewrapInfo) -> None:
+            rate = f"{rewrap.keys_per_second:,.0f} keys/s"
+            left = "" if rewrap.remaining is None else f", {span(rewrap.remaining)} left"
+            bar.update(
+                task,
+                description="paused" if rewrap.state == "PAUSED" else "rewrap",
+                completed=rewrap.rewrapped_keys + rewrap.failed_keys,
+                total=rewrap.total_keys,
+                rate=rate + left if rewrap.keys_per_second else "",
+            )
+
+        yield draw
 
 
 class _Bar:

@@ -61,6 +61,13 @@ class Transactions(Protocol):
         Raises: as `write`, and what `work` raises.
         """
 
+    def locking(self) -> AbstractContextManager[Connection]:
+        """A transaction that locks what it goes by, or compares before it swaps: it sees what is
+        committed statement by statement, and neither loses nor makes others lose.
+
+        Raises: as `write`.
+        """
+
     def rewrite(self) -> None:
         """Write what holds wrapped keys anew from its live rows, so that deleted ones are in none
         of the database's data files afterwards. Callers wait meanwhile.

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
@@ -32,6 +32,8 @@ from kms_service.domain.errors import (
 )
 
 T = TypeVar("T")
+
+IsolationLevel = Literal["SERIALIZABLE", "READ COMMITTED"]
 
 _OLDEST = 150000
 _CONNECT_TIMEOUT_S = 3
@@ -75,8 +77,18 @@ class PostgresqlTransactions:
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
+        with self._transaction("SERIALIZABLE") as connection:
+            yield connection
+
+    @contextmanager
+    def locking(self) -> Iterator[Connection]:
+        with self._transaction("READ COMMITTED") as connection:
+            yield connection
+
+    @contextmanager
+    def _transaction(self, isolation_level: IsolationLevel) -> Iterator[Connection]:
         with translated(meaning_of), self.engine.connect() as plain:
-            connection = plain.execution_options(isolation_level="SERIALIZABLE")
+            connection = plain.execution_options(isolation_level=isolation_level)
             transaction = connection.begin()
             try:
                 yield connection

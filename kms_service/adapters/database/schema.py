@@ -153,6 +153,58 @@ freezes = Table(
     ForeignKeyConstraint(["project"], ["projects.project"]),
 )
 
+rewraps = Table(
+    "rewraps",
+    metadata,
+    Column("project", _ID, primary_key=True),
+    Column("rewrap", _UID, primary_key=True),
+    Column("state", String(32), nullable=False),
+    Column("master_key", String(255), nullable=False),
+    Column("target_version", Integer, nullable=False),
+    Column("started_by", String(2048), nullable=False),
+    Column("keys_per_second", Integer, nullable=False),
+    Column("total", BigInteger, nullable=False),
+    Column("rewrapped", BigInteger, nullable=False),
+    Column("failed", BigInteger, nullable=False),
+    Column("create_time_us", BigInteger, nullable=False),
+    Column("update_time_us", BigInteger, nullable=False),
+    Column("finish_time_us", BigInteger),
+    # How far versions were given out; empty and 0 at the beginning of a pass.
+    Column("cursor_model", _ID, nullable=False),
+    Column("cursor_number", Integer, nullable=False),
+    # When the rate allows the next data key.
+    Column("paced_until_us", BigInteger, nullable=False),
+    ForeignKeyConstraint(["project"], ["projects.project"]),
+    Index(None, "state"),
+)
+
+# Ranges of versions that a worker has in hand, by (model, number), both ends included.
+rewrap_claims = Table(
+    "rewrap_claims",
+    metadata,
+    Column("claim", _UID, primary_key=True),
+    Column("project", _ID, nullable=False),
+    Column("rewrap", _UID, nullable=False),
+    Column("first_model", _ID, nullable=False),
+    Column("first_number", Integer, nullable=False),
+    Column("last_model", _ID, nullable=False),
+    Column("last_number", Integer, nullable=False),
+    Column("expire_time_us", BigInteger, nullable=False),
+    ForeignKeyConstraint(["project", "rewrap"], ["rewraps.project", "rewraps.rewrap"]),
+    Index(None, "project", "rewrap", "expire_time_us"),
+)
+
+rewrap_failures = Table(
+    "rewrap_failures",
+    metadata,
+    Column("project", _ID, primary_key=True),
+    Column("rewrap", _UID, primary_key=True),
+    Column("model", _ID, primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("reason", String(64), nullable=False),
+    ForeignKeyConstraint(["project", "rewrap"], ["rewraps.project", "rewraps.rewrap"]),
+)
+
 clock = Table(
     "clock",
     metadata,

@@ -22,6 +22,7 @@ from kms_service.adapters.database.decision_table import SqlDecisionTable
 from kms_service.adapters.database.engine import POSTGRESQL, EngineOptions, transactions_of
 from kms_service.adapters.database.lease_table import SqlLeaseTable
 from kms_service.adapters.database.migrate import SchemaState, schema_state_of
+from kms_service.adapters.database.rewraps import SqlRewraps
 from kms_service.adapters.database.standing_tables import SqlBlockTable, SqlFreezeTable
 from kms_service.adapters.database.times import duration_us, from_us, to_us
 from kms_service.adapters.database.version_table import SqlVersionTable
@@ -91,6 +92,7 @@ class SqlDatabase:
 
     def __init__(self, url: str, options: EngineOptions | None = None) -> None:
         self._transactions = transactions_of(url, options or EngineOptions())
+        self.rewraps = SqlRewraps(self._transactions)
         self._shared = url.startswith(POSTGRESQL)
 
     @contextmanager

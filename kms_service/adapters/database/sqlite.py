@@ -91,6 +91,11 @@ class SqliteTransactions:
             self._writer.release()
 
     @contextmanager
+    def locking(self) -> Iterator[Connection]:
+        with self.write() as connection:
+            yield connection
+
+    @contextmanager
     def upgrade(self) -> Iterator[Connection]:
         with self.write() as connection:
             yield connection

@@ -12,7 +12,13 @@ from sqlalchemy.exc import IntegrityError
 from kms_service.adapters.database import schema
 from kms_service.adapters.database.pages import decode_token, encode_token, page_of
 from kms_service.adapters.database.times import duration_us, from_us, to_us
-from kms_service.domain.catalogue import ArtifactPin, Version, VersionState, WrappedDataKey
+from kms_service.domain.catalogue import (
+    NO_DATA_KEY,
+    ArtifactPin,
+    Version,
+    VersionState,
+    WrappedDataKey,
+)
 from kms_service.domain.destruction import Destruction, Moment
 from kms_service.domain.errors import ConcurrentUpdate
 from kms_service.domain.names import ModelName, ProjectName, VersionName
@@ -149,7 +155,7 @@ class SqlVersionTable:
             select(_TABLE.c.master_key_version, func.count())
             .where(
                 _TABLE.c.project == project.project,
-                _TABLE.c.state != VersionState.DESTROYED.value,
+                _TABLE.c.master_key_version > NO_DATA_KEY.master_key_version,
             )
             .group_by(_TABLE.c.master_key_version)
         )

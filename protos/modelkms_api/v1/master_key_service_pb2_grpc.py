@@ -27,7 +27,7 @@ if _version_not_supported:
 
 
 class MasterKeyServiceStub:
-    """State of master keys.
+    """State of master keys; rewrapping.
     """
 
     def __init__(self, channel):
@@ -41,14 +41,76 @@ class MasterKeyServiceStub:
                 request_serializer=modelkms__api_dot_v1_dot_master__key__service__pb2.GetMasterKeyRequest.SerializeToString,
                 response_deserializer=modelkms__api_dot_v1_dot_resources__pb2.MasterKey.FromString,
                 _registered_method=True)
+        self.RewrapDataKeys = channel.unary_unary(
+                '/modelkms_api.v1.MasterKeyService/RewrapDataKeys',
+                request_serializer=modelkms__api_dot_v1_dot_master__key__service__pb2.RewrapDataKeysRequest.SerializeToString,
+                response_deserializer=modelkms__api_dot_v1_dot_master__key__service__pb2.RewrapOperation.FromString,
+                _registered_method=True)
+        self.GetRewrap = channel.unary_unary(
+                '/modelkms_api.v1.MasterKeyService/GetRewrap',
+                request_serializer=modelkms__api_dot_v1_dot_master__key__service__pb2.GetRewrapRequest.SerializeToString,
+                response_deserializer=modelkms__api_dot_v1_dot_master__key__service__pb2.RewrapOperation.FromString,
+                _registered_method=True)
+        self.WatchRewrap = channel.unary_stream(
+                '/modelkms_api.v1.MasterKeyService/WatchRewrap',
+                request_serializer=modelkms__api_dot_v1_dot_master__key__service__pb2.WatchRewrapRequest.SerializeToString,
+                response_deserializer=modelkms__api_dot_v1_dot_master__key__service__pb2.RewrapOperation.FromString,
+                _registered_method=True)
+        self.PauseRewrap = channel.unary_unary(
+                '/modelkms_api.v1.MasterKeyService/PauseRewrap',
+                request_serializer=modelkms__api_dot_v1_dot_master__key__service__pb2.PauseRewrapRequest.SerializeToString,
+                response_deserializer=modelkms__api_dot_v1_dot_master__key__service__pb2.RewrapOperation.FromString,
+                _registered_method=True)
+        self.ResumeRewrap = channel.unary_unary(
+                '/modelkms_api.v1.MasterKeyService/ResumeRewrap',
+                request_serializer=modelkms__api_dot_v1_dot_master__key__service__pb2.ResumeRewrapRequest.SerializeToString,
+                response_deserializer=modelkms__api_dot_v1_dot_master__key__service__pb2.RewrapOperation.FromString,
+                _registered_method=True)
 
 
 class MasterKeyServiceServicer:
-    """State of master keys.
+    """State of master keys; rewrapping.
     """
 
     def GetMasterKey(self, request, context):
         """Reads the state of a project's master key from Vault, and what is wrapped under it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RewrapDataKeys(self, request, context):
+        """Starts moving a project's data keys under the newest version of its master key: a long-running
+        operation, carried on by all replicas, whoever goes away. If one is not done yet, that one is
+        answered, resumed if it was paused, under the rate asked for now.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetRewrap(self, request, context):
+        """Reads a rewrap.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchRewrap(self, request, context):
+        """Tells how a rewrap goes, now and about every second, until it is done.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PauseRewrap(self, request, context):
+        """Begins no further batch of a rewrap; what is in hand ends.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeRewrap(self, request, context):
+        """Goes on with a rewrap that was paused.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -62,6 +124,31 @@ def add_MasterKeyServiceServicer_to_server(servicer, server):
                     request_deserializer=modelkms__api_dot_v1_dot_master__key__service__pb2.GetMasterKeyRequest.FromString,
                     response_serializer=modelkms__api_dot_v1_dot_resources__pb2.MasterKey.SerializeToString,
             ),
+            'RewrapDataKeys': grpc.unary_unary_rpc_method_handler(
+                    servicer.RewrapDataKeys,
+                    request_deserializer=modelkms__api_dot_v1_dot_master__key__service__pb2.RewrapDataKeysRequest.FromString,
+                    response_serializer=modelkms__api_dot_v1_dot_master__key__service__pb2.RewrapOperation.SerializeToString,
+            ),
+            'GetRewrap': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRewrap,
+                    request_deserializer=modelkms__api_dot_v1_dot_master__key__service__pb2.GetRewrapRequest.FromString,
+                    response_serializer=modelkms__api_dot_v1_dot_master__key__service__pb2.RewrapOperation.SerializeToString,
+            ),
+            'WatchRewrap': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchRewrap,
+                    request_deserializer=modelkms__api_dot_v1_dot_master__key__service__pb2.WatchRewrapRequest.FromString,
+                    response_serializer=modelkms__api_dot_v1_dot_master__key__service__pb2.RewrapOperation.SerializeToString,
+            ),
+            'PauseRewrap': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseRewrap,
+                    request_deserializer=modelkms__api_dot_v1_dot_master__key__service__pb2.PauseRewrapRequest.FromString,
+                    response_serializer=modelkms__api_dot_v1_dot_master__key__service__pb2.RewrapOperation.SerializeToString,
+            ),
+            'ResumeRewrap': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeRewrap,
+                    request_deserializer=modelkms__api_dot_v1_dot_master__key__service__pb2.ResumeRewrapRequest.FromString,
+                    response_serializer=modelkms__api_dot_v1_dot_master__key__service__pb2.RewrapOperation.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'modelkms_api.v1.MasterKeyService', rpc_method_handlers)
@@ -71,7 +158,7 @@ def add_MasterKeyServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class MasterKeyService:
-    """State of master keys.
+    """State of master keys; rewrapping.
     """
 
     @staticmethod
@@ -91,6 +178,141 @@ class MasterKeyService:
             '/modelkms_api.v1.MasterKeyService/GetMasterKey',
             modelkms__api_dot_v1_dot_master__key__service__pb2.GetMasterKeyRequest.SerializeToString,
             modelkms__api_dot_v1_dot_resources__pb2.MasterKey.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RewrapDataKeys(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelkms_api.v1.MasterKeyService/RewrapDataKeys',
+            modelkms__api_dot_v1_dot_master__key__service__pb2.RewrapDataKeysRequest.SerializeToString,
+            modelkms__api_dot_v1_dot_master__key__service__pb2.RewrapOperation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRewrap(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelkms_api.v1.MasterKeyService/GetRewrap',
+            modelkms__api_dot_v1_dot_master__key__service__pb2.GetRewrapRequest.SerializeToString,
+            modelkms__api_dot_v1_dot_master__key__service__pb2.RewrapOperation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchRewrap(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/modelkms_api.v1.MasterKeyService/WatchRewrap',
+            modelkms__api_dot_v1_dot_master__key__service__pb2.WatchRewrapRequest.SerializeToString,
+            modelkms__api_dot_v1_dot_master__key__service__pb2.RewrapOperation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseRewrap(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelkms_api.v1.MasterKeyService/PauseRewrap',
+            modelkms__api_dot_v1_dot_master__key__service__pb2.PauseRewrapRequest.SerializeToString,
+            modelkms__api_dot_v1_dot_master__key__service__pb2.RewrapOperation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeRewrap(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelkms_api.v1.MasterKeyService/ResumeRewrap',
+            modelkms__api_dot_v1_dot_master__key__service__pb2.ResumeRewrapRequest.SerializeToString,
+            modelkms__api_dot_v1_dot_master__key__service__pb2.RewrapOperation.FromString,
             options,
             channel_credentials,
             insecure,

@@ -47,6 +47,8 @@ from modelkms.types import (
     ProgressCallback,
     ProjectInfo,
     Pushed,
+    RewrapFailureInfo,
+    RewrapInfo,
     VersionInfo,
 )
 
@@ -76,6 +78,8 @@ class FakeService:
     refusal: str = ""
     failure: BaseException | None = None
     data_key: bytes = bytes(32)
+    rewrap: RewrapInfo = field(default_factory=lambda: _rewrap())
+    rewrap_failures: tuple[RewrapFailureInfo, ...] = ()
     clients_closed: int = 0
     on_lease_event: LeaseCallback | None = None
 
@@ -101,6 +105,28 @@ class FakeService:
         self.contents[version.name] = dict(files)
         self.aliases.setdefault(f"{name}/aliases/stable", version.name)
         return version
+
+
+def _rewrap() -> RewrapInfo:
+    return RewrapInfo(
+        name=f"projects/{PROJECT}/rewraps/{7:032x}",
+        done=False,
+        state="RUNNING",
+        vault_key=f"modelkms-{PROJECT}",
+        target_version=2,
+        started_by=READER,
+        keys_per_second_limit=0,
+        total_keys=12_345,
+        rewrapped_keys=0,
+        failed_keys=0,
+        left_keys=12_345,
+        keys_per_second=0.0,
+        remaining=None,
+        create_time=NOW,
+        update_time=NOW,
+        finish_time=None,
+        failures=(),
+    )
 
 
 class FakeOpenedModel:
@@ -371,6 +397,44 @@ class FakeClient:
             auto_rotate_period=timedelta(days=90),
             keys_under_version={1: 1, 2: 1234},
         )
+
+    def rewrap_data_keys(self, project: str | None = None, keys_per_second: int = 0) -> RewrapInfo:
+        self._fail()
+        state = replace(
+            self._service.rewrap, state="RUNNING", keys_per_second_limit=keys_per_second
+        )
+        self._service.rewrap = state
+        return state
+
+    def get_rewrap(self, project: str | None = None) -> RewrapInfo:
+        self._fail()
+        return self._service.rewrap
+
+    def watch_rewrap(self, name: str) -> Iterator[RewrapInfo]:
+        self._fail()
+        assert name == self._service.rewrap.name
+        for done in (0, self._service.rewrap.total_keys // 2):
+            yield replace(
+                self._service.rewrap,
+                rewrapped_keys=done,
+                keys_per_second=1000.0,
+                remaining=timedelta(seconds=3),
+            )
+        failed = len(self._service.rewrap_failures)
+        yield replace(
+            self._service.rewrap,
+            done=True,
+            state="DONE",
+            rewrapped_keys=self._service.rewrap.total_keys - failed,
+            failed_keys=failed,
+            left_keys=0,
+            failures=self._service.rewrap_failures,
+        )
+
+    def pause_rewrap(self, name: str) -> RewrapInfo:
+        self._fail()
+        self._service.rewrap = replace(self._service.rewrap, state="PAUSED")
+        return self._service.rewrap
 
     def get_policy_set(self) -> PolicySetInfo:
         self._fail()

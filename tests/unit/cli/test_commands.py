@@ -9,9 +9,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from modelkms.types import RewrapFailureInfo
 
 from tests.unit.cli.conftest import Cli
-from tests.unit.cli.fake_client import PUBLISHER, READER, FakeService, lease
+from tests.unit.cli.fake_client import PROJECT, PUBLISHER, READER, FakeService, lease
 from tests.unit.cli.terminal import on_terminal
 
 
@@ -229,6 +230,36 @@ def test_master_key_status(cli: Cli) -> None:
     ]
     told = cli("admin", "master-key", "status", "demo", "--json").json()
     assert (told["latest_version"], told["auto_rotate_period"]) == (2, 90 * 86400)
+
+
+def test_master_key_rewrap(cli: Cli, service: FakeService) -> None:
+    ended = cli("admin", "master-key", "rewrap", "demo", "--rate", "5000")
+    assert (ended.code, ended.out) == (0, "rewrapped 12,345 data keys under modelkms-demo\n")
+    assert service.rewrap.keys_per_second_limit == 5000
+    told = cli("admin", "master-key", "rewrap", "demo", "--json").json()
+    assert (told["done"], told["rewrapped_keys"]) == (True, 12_345)
+
+
+def test_master_key_rewrap_paused_and_not_waited_for(cli: Cli) -> None:
+    paused = cli("admin", "master-key", "rewrap", "demo", "--pause")
+    assert paused.out == "paused: 0 done, 12,345 left\n"
+    started = cli("admin", "master-key", "rewrap", "demo", "--no-wait")
+    assert started.out == "running: 0 done, 12,345 left\n"
+
+
+def test_master_key_rewrap_names_what_failed(cli: Cli, service: FakeService) -> None:
+    failed = f"projects/{PROJECT}/models/face/versions/3"
+    service.rewrap_failures = (RewrapFailureInfo(failed, "KEY_RECORD_CORRUPT"),)
+    ended = cli("admin", "master-key", "rewrap", "demo")
+    assert ended.code == 8
+    assert ended.out.splitlines() == [
+        "failed: demo/face@3: KEY_RECORD_CORRUPT",
+        "rewrapped 12,344 data keys under modelkms-demo",
+    ]
+    assert "1 of 12,345 data keys are still under an old version" in ended.err
+    as_json = cli("admin", "master-key", "rewrap", "demo", "--json")
+    assert as_json.json()["failures"] == [{"version": failed, "reason": "KEY_RECORD_CORRUPT"}]
+    assert json.loads(as_json.err)["error"]["reason"] == "REWRAP_INCOMPLETE"
 
 
 def test_blocks(cli: Cli) -> None:

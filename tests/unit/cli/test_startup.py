@@ -18,6 +18,7 @@ _COMMANDS = [
     *("alias set", "alias list", "lease list", "lease revoke", "whoami", "doctor"),
     *("admin project create", "admin project list"),
     *("admin master-key create", "admin master-key rotate", "admin master-key status"),
+    "admin master-key rewrap",
 ]
 
 

@@ -149,8 +149,8 @@ def test_unknown_fields_and_missing_ones_are_told_together(tmp_path: Path) -> No
         ),
         (
             'role_id_file = "role-id"',
-            'role_id_file = "role-id"\nmaster_key_template = "same-for-all"',
-            "vault: master_key_template must hold {project} once",
+            'role_id_file = "role-id"\nmaster_key_template = "k-{project}-{project}"',
+            "vault: master_key_template may hold {project} once, and no other braces",
         ),
         (
             'kind = "local"',

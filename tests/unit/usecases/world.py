@@ -54,6 +54,7 @@ from kms_service.usecases.read_artifact import ReadArtifact
 from kms_service.usecases.renew_lease import RenewLease
 from kms_service.usecases.resolve_model import ResolveModel
 from kms_service.usecases.revoke_leases import RevokeLeases
+from kms_service.usecases.rewrap_data_keys import RewrapDataKeys, RewrapWorker
 from kms_service.usecases.set_alias import SetAlias
 from kms_service.usecases.shred_versions import ShredVersions
 from kms_service.usecases.standing import Standing
@@ -65,6 +66,7 @@ from tests.support.usecase_fakes import (
     ManualClock,
     MemoryAudit,
     MemoryTombstones,
+    RewrapCounts,
     ScriptedPolicy,
     Waiting,
     WatchedDatabase,
@@ -123,6 +125,18 @@ class World:
         self.renew_lease = RenewLease(**state)
         self.revoke_leases = RevokeLeases(**state)
         self.list_leases = ListLeases(**state)
+        self.rewraps = self._sql.rewraps
+        self.rewrap = RewrapDataKeys(
+            gate=gate, rewraps=self.rewraps, rewrapper=self.vault, clock=self.clock
+        )
+        self.rewrap_counts = RewrapCounts()
+        self.rewrap_worker = RewrapWorker(
+            rewraps=self.rewraps,
+            rewrapper=self.vault,
+            audit=self.audit,
+            clock=self.clock,
+            counters=self.rewrap_counts,
+        )
         self.get_master_key = GetMasterKey(
             gate=gate, database=self.database, master_keys=self.master_keys
         )
@@ -180,6 +194,7 @@ class World:
             Action.FREEZE_PROJECT,
             Action.UNFREEZE_PROJECT,
             Action.LIST_FREEZES,
+            Action.REWRAP_DATA_KEYS,
         )
         return caller(name)
 
