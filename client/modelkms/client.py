@@ -25,6 +25,7 @@ from modelkms.stored import StoredArtifact, stored_artifact
 from modelkms.types import (
     AliasInfo,
     BlockInfo,
+    Exposure,
     FreezeInfo,
     Identity,
     LeaseInfo,
@@ -33,6 +34,7 @@ from modelkms.types import (
     ProgressCallback,
     ProjectInfo,
     Pushed,
+    Rekeyed,
     RewrapInfo,
     VersionInfo,
 )
@@ -200,6 +202,26 @@ class Client:
         version = self.reference(version_ref).require_version()
         return catalogue.disable(self._session, version)
 
+    def rekey(self, version_ref: str, progress: ProgressCallback | None = None) -> Rekeyed:
+        """Publish a version's content once more under a fresh data key: the answer to a key that
+        leaked. As the new version is finalized, the old one is disabled, its leases end, and its
+        aliases point to the new one.
+
+        This identity must be permitted to read the version and to publish. The model is decrypted
+        and encrypted in memory; only ciphertext touches a disk. Interrupted, it goes on.
+
+        Raises:
+            ModelNotFoundOrDenied: missing, or not permitted.
+            VersionDisabled, …: it cannot be opened: enable it first.
+        """
+        return publish.rekey(
+            self._session,
+            self._downloader,
+            self.profile.state_folder,
+            self.reference(version_ref).require_version(),
+            progress,
+        )
+
     def destroy(
         self,
         version_ref: str,
@@ -323,6 +345,23 @@ class Client:
     def list_freezes(self) -> list[FreezeInfo]:
         """The frozen projects, by name."""
         return standing.list_freezes(self._session)
+
+    def exposure(self, principal: str, project: str | None = None) -> list[Exposure]:
+        """The versions whose keys a holder has had, by its leases in a project, ended ones too;
+        newest first. What it has had, it may have kept."""
+        found: dict[str, list[LeaseInfo]] = {}
+        for lease in self.list_leases(project, principal, show_ended=True):
+            found.setdefault(lease.version, []).append(lease)  # newest first
+        return [
+            Exposure(
+                version,
+                len(leases),
+                leases[-1].issue_time,
+                leases[0].issue_time,
+                any(lease.state == "LIVE" for lease in leases),
+            )
+            for version, leases in found.items()
+        ]
 
     def get_master_key(self, project: str | None = None) -> MasterKeyInfo:
         """State of a project's master key, and how many data keys are wrapped under it."""

@@ -16,7 +16,10 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol, Self, TypeVar
 
 from modelkms_api.v1.artifact_pb2 import PAYLOAD_KIND_FILE
 
+from modelkms.artifact.parallel import ProgressBytes
+from modelkms.artifact.pin import ArtifactPin
 from modelkms.artifact.reader import ArtifactReader, Expected, MemberFile
+from modelkms.artifact.writer import Sink, rewrite_artifact
 from modelkms.download import Downloader
 from modelkms.errors import (
     ArchiveRejected,
@@ -133,6 +136,29 @@ class OpenedModel:
     def single_file(self) -> bool:
         """Whether the model was pushed as one file, not as a folder."""
         return self._copy.reader.header.payload_kind == PAYLOAD_KIND_FILE
+
+    @property
+    def plain_bytes(self) -> int:
+        """Of what it decrypts to: the file, or the folder's archive."""
+        return self._copy.reader.payload_bytes
+
+    def rewrite(
+        self, sink: Sink, key: bytes, version: VersionInfo, progress: ProgressBytes | None
+    ) -> ArtifactPin:
+        """Encrypt the same content under another key, as `version`; plaintext stays in memory.
+
+        Raises: as `artifact.writer.rewrite_artifact`, and LeaseExpired.
+        """
+        self._begin()
+        return rewrite_artifact(
+            self._copy.reader,
+            sink,
+            key,
+            version=version.name,
+            version_uid=version.uid,
+            artifact_id=version.artifact_id,
+            progress=progress,
+        )
 
     def files(self) -> list[str]:
         """Names of the files, sorted; `/` between folders. One name for a single-file model."""

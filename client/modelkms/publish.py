@@ -7,17 +7,21 @@ import logging
 import os
 import uuid
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 from modelkms_api import key_transport as layout
 from modelkms_api.encoding import length_prefixed
 from modelkms_api.v1 import model_service_pb2, resources_pb2
 
 from modelkms import convert
+from modelkms.artifact.pin import ArtifactPin
 from modelkms.artifact.reader import read_header
 from modelkms.artifact.source import Source, look_at
 from modelkms.artifact.writer import write_artifact
 from modelkms.bucket import DirectStore
+from modelkms.download import Downloader
 from modelkms.errors import (
     AnswerInvalid,
     ArtifactMismatch,
@@ -30,10 +34,11 @@ from modelkms.errors import (
 )
 from modelkms.folders import free_bytes, local_error
 from modelkms.key_transport import Binding
-from modelkms.reference import people_form
+from modelkms.opened import open_model
+from modelkms.reference import Reference, people_form
 from modelkms.session import Session
 from modelkms.spool import Spool, SpooledPush, claimed, spool_key
-from modelkms.types import Progress, ProgressCallback, Pushed
+from modelkms.types import Progress, ProgressCallback, Pushed, Rekeyed, VersionInfo
 from modelkms.upload import upload
 
 _log = logging.getLogger("modelkms")
@@ -71,6 +76,39 @@ def push(
         return _send(session, spool, push, promote, progress, resumed=False)
 
 
+def rekey(
+    session: Session,
+    downloader: Downloader,
+    state_folder: Path,
+    name: str,
+    progress: ProgressCallback | None,
+) -> Rekeyed:
+    """Publish the content of the version `name` once more, under a fresh data key; the old version
+    is disabled, and its aliases moved, as the new one is finalized.
+
+    Decrypted under the old key and encrypted under the new one chunk by chunk: only ciphertext
+    touches a disk. What an interrupted one left whole in the spool is sent again as it is.
+    """
+    model = Reference.parse(name).model_name
+    key = spool_key(session.profile.target, session.identity.principal, "rekey", name)
+    with claimed(state_folder / "spool", key, name) as spool:
+        if (left := spool.whole()) is not None:
+            _log.info("going on with the rekey to %s", people_form(left.version))
+            try:
+                pushed = _send(session, spool, left, False, progress, resumed=True, rekey_of=name)
+                return Rekeyed(pushed.version, name)
+            except _GONE:
+                _log.info("%s is gone; beginning anew", people_form(left.version))
+        with open_model(session, downloader, name, None, progress) as opened:
+
+            def write(file: BinaryIO, data_key: bytes, version: VersionInfo) -> ArtifactPin:
+                return opened.rewrite(file, data_key, version, _told(progress))
+
+            push = _encrypt_by(session, spool, model, opened.plain_bytes, name, write)
+        pushed = _send(session, spool, push, False, progress, resumed=False, rekey_of=name)
+        return Rekeyed(pushed.version, name)
+
+
 # The PENDING version expired, or was finalized with another artifact: this spool is for nothing.
 _GONE = (ModelNotFoundOrDenied, VersionDestroyed, VersionDestroyScheduled, VersionNotPending)
 
@@ -97,7 +135,35 @@ def _encrypt(
     progress: ProgressCallback | None,
 ) -> SpooledPush:
     """Create a version and leave its ciphertext, whole, in the spool."""
-    _require_room(spool, source.plain_bytes)
+
+    def write(file: BinaryIO, data_key: bytes, version: VersionInfo) -> ArtifactPin:
+        pin = write_artifact(
+            source.path,
+            file,
+            data_key,
+            version=version.name,
+            version_uid=version.uid,
+            artifact_id=version.artifact_id,
+            progress=_told(progress),
+        )
+        # The writer has compared the source with what *it* saw first; that must be what we saw.
+        if _digest(look_at(source.path)) != _digest(source):
+            raise SourceChanged(f"{source.path} changed while it was read; nothing was published")
+        return pin
+
+    return _encrypt_by(session, spool, model, source.plain_bytes, _digest(source), write)
+
+
+def _encrypt_by(
+    session: Session,
+    spool: Spool,
+    model: str,
+    plain_bytes: int,
+    source: str,
+    write: Callable[[BinaryIO, bytes, VersionInfo], ArtifactPin],
+) -> SpooledPush:
+    """Create a version, let `write` encrypt into the spool under its data key."""
+    _require_room(spool, plain_bytes)
     request_id = str(uuid.uuid4())
     offer = session.keys.offer()
     answer = session.call(
@@ -114,15 +180,7 @@ def _encrypt(
     data_key = offer.open(answer.data_key, binding)
     try:
         with spool.create() as file:
-            pin = write_artifact(
-                source.path,
-                file,
-                data_key.reveal(),
-                version=version.name,
-                version_uid=version.uid,
-                artifact_id=version.artifact_id,
-                progress=_told(progress),
-            )
+            pin = write(file, data_key.reveal(), version)
             os.fsync(file.fileno())
     except OSError as error:
         spool.clear()
@@ -132,14 +190,10 @@ def _encrypt(
         raise
     finally:
         data_key.wipe()
-    # The writer has compared the source with what *it* saw first; that must be what we saw.
-    if _digest(look_at(source.path)) != _digest(source):
-        spool.clear()
-        raise SourceChanged(f"{source.path} changed while it was read; nothing was published")
     push = SpooledPush(
         request_id=request_id,
         version=version.name,
-        source=_digest(source),
+        source=source,
         length_bytes=pin.length_bytes,
         floe_header_tag=pin.floe_header_tag.hex(),
         digest=pin.digest.hex(),
@@ -176,12 +230,14 @@ def _send(
     progress: ProgressCallback | None,
     *,
     resumed: bool,
+    rekey_of: str = "",
 ) -> Pushed:
     """Upload what is in the spool, finalize the version, forget the spool."""
     pin = push.pin
     store = session.profile.store
+    finalize = partial(_finalize, session, spool, push, promote, resumed, rekey_of)
     if store is not None and store.bucket is not None:
-        return _send_directly(session, DirectStore(store), spool, push, promote, progress, resumed)
+        return _send_directly(DirectStore(store), spool, push, progress, resumed, finalize)
     with spool.open() as file:
         try:
             upload(session, push.version, file, pin.length_bytes, progress)
@@ -189,17 +245,16 @@ def _send(
             # Finalized already, and the answer was lost. With this pin, finalizing says so again;
             # with another, it raises.
             _log.info("%s is uploaded already", people_form(push.version))
-    return _finalize(session, spool, push, promote, resumed)
+    return finalize()
 
 
 def _send_directly(
-    session: Session,
     store: DirectStore,
     spool: Spool,
     push: SpooledPush,
-    promote: bool,
     progress: ProgressCallback | None,
     resumed: bool,
+    finalize: Callable[[], Pushed],
 ) -> Pushed:
     """As `_send`, into the store itself: all of the object, unless it is there already."""
     length = push.pin.length_bytes
@@ -209,18 +264,23 @@ def _send_directly(
         if not there:
             store.put(artifact_id, file, length, progress)
         try:
-            return _finalize(session, spool, push, promote, resumed)
+            return finalize()
         except ArtifactMismatch:
             if not there:
                 raise
         # What was there is something else of the same length. Ours is whole, in the spool.
         _log.warning("the stored object of %s is not ours: storing it anew", push.version)
         store.put(artifact_id, file, length, progress)
-    return _finalize(session, spool, push, promote, resumed)
+    return finalize()
 
 
 def _finalize(
-    session: Session, spool: Spool, push: SpooledPush, promote: bool, resumed: bool
+    session: Session,
+    spool: Spool,
+    push: SpooledPush,
+    promote: bool,
+    resumed: bool,
+    rekey_of: str,
 ) -> Pushed:
     pin = push.pin
     request = model_service_pb2.FinalizeVersionRequest(
@@ -231,6 +291,7 @@ def _finalize(
             digest=pin.digest,
         ),
         promote=promote,
+        rekey_of=rekey_of,
     )
     answer = session.call(
         session.models.FinalizeVersion,

@@ -291,6 +291,42 @@ class Pushed(Info):
 
 
 @dataclass(frozen=True, slots=True)
+class Rekeyed(Info):
+    """What a rekey did: the new version, and the resource name of the old one, disabled."""
+
+    version: VersionInfo
+    old_version: str
+
+    @property
+    def old_reference(self) -> str:
+        """`camera/fd@3`."""
+        return people_form(self.old_version)
+
+
+@dataclass(frozen=True, slots=True)
+class Exposure(Info):
+    """The leases by which one holder has had one version's key.
+
+    Attributes:
+        version: resource name.
+        leases: how many.
+        first_time, last_time: when the first and the last of them were issued.
+        live: whether one has not ended.
+    """
+
+    version: str
+    leases: int
+    first_time: datetime | None
+    last_time: datetime | None
+    live: bool
+
+    @property
+    def reference(self) -> str:
+        """`camera/fd@3`."""
+        return people_form(self.version)
+
+
+@dataclass(frozen=True, slots=True)
 class Identity(Info):
     """Who this client is, and whether the service takes it.
 

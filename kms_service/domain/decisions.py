@@ -23,6 +23,8 @@ class Action(StrEnum):
     GET_VERSION = "GetVersion"
     ENABLE_VERSION = "EnableVersion"
     DISABLE_VERSION = "DisableVersion"
+    REKEY_VERSION = "RekeyVersion"
+    """Finalizing a version as another's successor: that one is disabled, its aliases move."""
     DESTROY_VERSION = "DestroyVersion"
     """Also covers undoing it, until it is due."""
     CONFIRM_DESTROY_VERSION = "ConfirmDestroyVersion"

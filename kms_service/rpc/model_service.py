@@ -106,7 +106,10 @@ class ModelServicer:
     ) -> pb.FinalizeVersionResponse:
         name = VersionName.parse(request.name)
         pin = conversion.pin(request.pin, request.HasField("pin"))
-        finalized = self._finalize_version(call.caller, name, pin, request.promote, liveness=call)
+        rekey_of = VersionName.parse(request.rekey_of, "rekey_of") if request.rekey_of else None
+        finalized = self._finalize_version(
+            call.caller, name, pin, request.promote, liveness=call, rekey_of=rekey_of
+        )
         return pb.FinalizeVersionResponse(
             version=conversion.version_message(finalized.version),
             stable_version=str(finalized.stable_version),

@@ -23,10 +23,17 @@ from kms_service.domain.errors import (
 )
 from kms_service.domain.identity import Caller
 from kms_service.domain.names import STABLE, AliasName, VersionName
-from kms_service.domain.ports import ArtifactStore, Clock, Database, Liveness, Transaction
+from kms_service.domain.ports import (
+    ArtifactStore,
+    Clock,
+    Database,
+    LeaseFilter,
+    Liveness,
+    Transaction,
+)
 from kms_service.usecases.answers import FinalizedVersion
 from kms_service.usecases.authorisation import Gate, Permit
-from kms_service.usecases.catalogue_lookup import look_up, view
+from kms_service.usecases.catalogue_lookup import aliases_of, look_up, view
 from kms_service.usecases.version_records import state_of
 
 _PIN_FIELD_BYTES = 32
@@ -49,16 +56,20 @@ class FinalizeVersion:
         promote: bool,
         *,
         liveness: Liveness,
+        rekey_of: VersionName | None = None,
     ) -> FinalizedVersion:
         """The version, ENABLED. `stable` points to it if it is the model's first, or `promote`.
+        `rekey_of` is disabled in the same transaction, and its aliases point here.
 
         Once more with the same pin gives the same answer and moves nothing: a publisher whose
         answer was lost must not undo what was promoted since.
 
         Raises:
-            InvalidField: the pin is malformed.
+            InvalidField: the pin is malformed, or `rekey_of` is this or another model's version.
             ModelNotFoundOrDenied: missing, not permitted, another publisher's version, or
-                `promote` without being permitted to move `stable`.
+                `promote` without being permitted to move `stable`, or `rekey_of` without being
+                permitted to rekey.
+            VersionNotFinalized, VersionDestroyScheduled, VersionDestroyed: `rekey_of`.
             VersionNotPending: finalized with another pin. VersionDestroyed: expired.
             UploadIncomplete: fewer bytes are stored than the pin says; the upload can go on.
             ArtifactMismatch: the object is not the one of this version and pin.
@@ -66,6 +77,8 @@ class FinalizeVersion:
             StorageUnavailable, DeadlineExceeded, and outages.
         """
         _check_pin(pin)
+        if rekey_of is not None and (rekey_of.parent != name.parent or rekey_of == name):
+            raise InvalidField("rekey_of", "must be another version of the same model")
         with self._gate.admit(
             caller, Action.CREATE_VERSION, name, event="FinalizeVersion"
         ) as permit:
@@ -74,6 +87,9 @@ class FinalizeVersion:
             permit.note(version_uid=version.uid, promote=promote)
             if promote:
                 permit.demand(Action.SET_ALIAS, name, labels=permit.found.labels)
+            if rekey_of is not None:
+                permit.note(rekey_of=rekey_of)
+                permit.demand(Action.REKEY_VERSION, name, labels=permit.found.labels)
 
             if not _finalized_with(version, pin):
                 version.require_pending()
@@ -85,7 +101,7 @@ class FinalizeVersion:
                     raise ArtifactMismatch
 
             return self._database.transact(
-                lambda tx: self._commit(tx, permit, version, pin, promote)
+                lambda tx: self._commit(tx, permit, version, pin, promote, rekey_of)
             )
 
     # --- the object ----------------------------------------------------------------------------
@@ -132,6 +148,7 @@ class FinalizeVersion:
         checked: Version,
         pin: ArtifactPin,
         promote: bool,
+        rekey_of: VersionName | None,
     ) -> FinalizedVersion:
         name, now = checked.name, self._clock.now()
         found = look_up(tx, name)
@@ -139,6 +156,8 @@ class FinalizeVersion:
         # Reading a large object takes long: what was permitted then must be permitted now.
         if promote:
             permit.demand(Action.SET_ALIAS, name, labels=found.labels)
+        if rekey_of is not None:
+            permit.demand(Action.REKEY_VERSION, name, labels=found.labels)
         permit.demand(Action.CREATE_VERSION, name, labels=found.labels)
 
         stable = AliasName(name.project, name.model, STABLE)
@@ -147,6 +166,8 @@ class FinalizeVersion:
             tx.versions.update(version)
             if promote or tx.aliases.get(stable) is None:
                 tx.aliases.put(Alias(stable, name.number, now))
+            if rekey_of is not None:
+                _succeed(tx, permit, rekey_of, name, now)
         else:
             permit.note(repeated="yes")
         answer = FinalizedVersion(view(tx, version), _stable_version(tx, stable, version, now))
@@ -157,6 +178,27 @@ class FinalizeVersion:
             stable_version=answer.stable_version,
         )
         return answer
+
+
+def _succeed(
+    tx: Transaction, permit: Permit, old_name: VersionName, name: VersionName, now: datetime
+) -> None:
+    """`old_name` is disabled and its leases end; its aliases point to `name`."""
+    old = permit.require(tx.versions.get(old_name))
+    disabled = old.disable()
+    if disabled != old:
+        tx.versions.update(disabled)
+    moved = aliases_of(tx, old_name)
+    for alias in moved:
+        tx.aliases.put(Alias(AliasName(name.project, name.model, alias), name.number, now))
+    of_old = LeaseFilter(old_name.project, model=old_name.model, number=old_name.number)
+    permit.note(
+        rekeyed_uid=old.uid,
+        rekeyed_state=disabled.state.value,
+        rekeyed_revision=disabled.revision,
+        aliases_moved=",".join(moved),
+        leases_revoked=tx.leases.revoke(of_old, now),
+    )
 
 
 def _check_pin(pin: ArtifactPin) -> None:

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from modelkms.cli import policy, standing
-from modelkms.cli.common import CommandLine, VersionReference, command, duration, group
+from modelkms.cli.common import (
+    CommandLine,
+    ProjectOption,
+    VersionReference,
+    command,
+    duration,
+    group,
+)
 from modelkms.cli.output import moment, span, write_line
 from modelkms.errors import RewrapIncomplete
 
@@ -36,6 +43,7 @@ def register(app: typer.Typer) -> None:
     policy.register(admin)
     standing.register(admin)
     admin.add_typer(destroy)
+    command(admin, "exposure")(exposure)
     app.add_typer(admin)
 
 
@@ -220,4 +228,34 @@ def destroy_confirm(cli: CommandLine, ref: VersionReference) -> None:
         version.as_dict(),
         f"confirmed: {version.reference} is destroyed after {moment(due)} "
         f"(until then: modelkms restore {version.reference})",
+    )
+
+
+def exposure(
+    cli: CommandLine,
+    principal: Annotated[str, typer.Argument(metavar="PRINCIPAL", help="A SPIFFE ID.")],
+    project: ProjectOption = None,
+) -> None:
+    """List the versions whose keys a holder has had.
+
+    By its leases, ended ones too. What it has had, it may have kept: rekey what must not be read
+    by it any more.
+
+    Example: modelkms admin exposure spiffe://example.org/reader
+    """
+    with cli.client() as client:
+        held = client.exposure(principal, project)
+    cli.answer_table(
+        {"exposure": [{**each.as_dict(), "reference": each.reference} for each in held]},
+        ("VERSION", "LEASES", "FIRST", "LAST", "NOW"),
+        (
+            (
+                each.reference,
+                str(each.leases),
+                moment(each.first_time),
+                moment(each.last_time),
+                "holds it" if each.live else "-",
+            )
+            for each in held
+        ),
     )

@@ -28,6 +28,7 @@ def register(app: typer.Typer) -> None:
     command(app, "promote")(promote)
     command(app, "enable")(enable)
     command(app, "disable")(disable)
+    command(app, "rekey")(rekey)
     command(app, "destroy")(destroy)
     command(app, "restore")(restore)
     alias = group("alias", "Movable names of versions.")
@@ -135,6 +136,23 @@ def disable(cli: CommandLine, ref: VersionReference) -> None:
     """
     with cli.client() as client:
         _tell_state(cli, client.disable(ref))
+
+
+def rekey(cli: CommandLine, ref: VersionReference) -> None:
+    """Give a version's content a new key; the old version is disabled.
+
+    For a data key that leaked. Its aliases move to the new version. You must be permitted to read
+    it and to publish.
+
+    Example: modelkms rekey camera/face-detector@3
+    """
+    with cli.client() as client, cli.progress() as progress:
+        rekeyed = client.rekey(ref, progress=progress)
+    old = rekeyed.old_reference.rpartition("@")[2]
+    cli.answer(
+        rekeyed.as_dict(),
+        f"{rekeyed.version.reference}: same content, new key; @{old} disabled",
+    )
 
 
 def destroy(

@@ -27,7 +27,7 @@ from modelkms_api.v1 import key_transport_pb2 as modelkms__api_dot_v1_dot_key__t
 from modelkms_api.v1 import resources_pb2 as modelkms__api_dot_v1_dot_resources__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#modelkms_api/v1/model_service.proto\x12\x0fmodelkms_api.v1\x1a\x1egoogle/protobuf/duration.proto\x1a#modelkms_api/v1/key_transport.proto\x1a\x1fmodelkms_api/v1/resources.proto\"*\n\x14\x43reateProjectRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\"!\n\x11GetProjectRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"<\n\x13ListProjectsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"[\n\x14ListProjectsResponse\x12*\n\x08projects\x18\x01 \x03(\x0b\x32\x18.modelkms_api.v1.Project\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xa6\x01\n\x12\x43reateModelRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12?\n\x06labels\x18\x03 \x03(\x0b\x32/.modelkms_api.v1.CreateModelRequest.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"J\n\x11ListModelsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"U\n\x12ListModelsResponse\x12&\n\x06models\x18\x01 \x03(\x0b\x32\x16.modelkms_api.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"j\n\x14\x43reateVersionRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12.\n\nclient_key\x18\x03 \x01(\x0b\x32\x1a.modelkms_api.v1.ClientKey\"w\n\x15\x43reateVersionResponse\x12)\n\x07version\x18\x01 \x01(\x0b\x32\x18.modelkms_api.v1.Version\x12\x33\n\x08\x64\x61ta_key\x18\x02 \x01(\x0b\x32!.modelkms_api.v1.EncryptedDataKey\"b\n\x16\x46inalizeVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12)\n\x03pin\x18\x02 \x01(\x0b\x32\x1c.modelkms_api.v1.ArtifactPin\x12\x0f\n\x07promote\x18\x03 \x01(\x08\"\\\n\x17\x46inalizeVersionResponse\x12)\n\x07version\x18\x01 \x01(\x0b\x32\x18.modelkms_api.v1.Version\x12\x16\n\x0estable_version\x18\x02 \x01(\t\"!\n\x11GetVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"L\n\x13ListVersionsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"[\n\x14ListVersionsResponse\x12*\n\x08versions\x18\x01 \x03(\x0b\x32\x18.modelkms_api.v1.Version\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"$\n\x14\x45nableVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"%\n\x15\x44isableVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"g\n\x15\x44\x65stroyVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x04wait\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x17\n\x0f\x64\x65lete_artifact\x18\x03 \x01(\x08\",\n\x1c\x43onfirmDestroyVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"%\n\x15RestoreVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"0\n\x0fSetAliasRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"K\n\x12ListAliasesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"W\n\x13ListAliasesResponse\x12\'\n\x07\x61liases\x18\x01 \x03(\x0b\x32\x16.modelkms_api.v1.Alias\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xa0\x01\n\x13ResolveModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12H\n\nattributes\x18\x02 \x03(\x0b\x32\x34.modelkms_api.v1.ResolveModelRequest.AttributesEntry\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"v\n\x14ResolveModelResponse\x12)\n\x07version\x18\x01 \x01(\x0b\x32\x18.modelkms_api.v1.Version\x12\x33\n\x08\x61rtifact\x18\x02 \x01(\x0b\x32!.modelkms_api.v1.ArtifactLocation2\x8e\x0c\n\x0cModelService\x12P\n\rCreateProject\x12%.modelkms_api.v1.CreateProjectRequest\x1a\x18.modelkms_api.v1.Project\x12J\n\nGetProject\x12\".modelkms_api.v1.GetProjectRequest\x1a\x18.modelkms_api.v1.Project\x12[\n\x0cListProjects\x12$.modelkms_api.v1.ListProjectsRequest\x1a%.modelkms_api.v1.ListProjectsResponse\x12J\n\x0b\x43reateModel\x12#.modelkms_api.v1.CreateModelRequest\x1a\x16.modelkms_api.v1.Model\x12\x44\n\x08GetModel\x12 .modelkms_api.v1.GetModelRequest\x1a\x16.modelkms_api.v1.Model\x12U\n\nListModels\x12\".modelkms_api.v1.ListModelsRequest\x1a#.modelkms_api.v1.ListModelsResponse\x12^\n\rCreateVersion\x12%.modelkms_api.v1.CreateVersionRequest\x1a&.modelkms_api.v1.CreateVersionResponse\x12\x64\n\x0f\x46inalizeVersion\x12\'.modelkms_api.v1.FinalizeVersionRequest\x1a(.modelkms_api.v1.FinalizeVersionResponse\x12J\n\nGetVersion\x12\".modelkms_api.v1.GetVersionRequest\x1a\x18.modelkms_api.v1.Version\x12[\n\x0cListVersions\x12$.modelkms_api.v1.ListVersionsRequest\x1a%.modelkms_api.v1.ListVersionsResponse\x12P\n\rEnableVersion\x12%.modelkms_api.v1.EnableVersionRequest\x1a\x18.modelkms_api.v1.Version\x12R\n\x0e\x44isableVersion\x12&.modelkms_api.v1.DisableVersionRequest\x1a\x18.modelkms_api.v1.Version\x12R\n\x0e\x44\x65stroyVersion\x12&.modelkms_api.v1.DestroyVersionRequest\x1a\x18.modelkms_api.v1.Version\x12`\n\x15\x43onfirmDestroyVersion\x12-.modelkms_api.v1.ConfirmDestroyVersionRequest\x1a\x18.modelkms_api.v1.Version\x12R\n\x0eRestoreVersion\x12&.modelkms_api.v1.RestoreVersionRequest\x1a\x18.modelkms_api.v1.Version\x12\x44\n\x08SetAlias\x12 .modelkms_api.v1.SetAliasRequest\x1a\x16.modelkms_api.v1.Alias\x12X\n\x0bListAliases\x12#.modelkms_api.v1.ListAliasesRequest\x1a$.modelkms_api.v1.ListAliasesResponse\x12[\n\x0cResolveModel\x12$.modelkms_api.v1.ResolveModelRequest\x1a%.modelkms_api.v1.ResolveModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#modelkms_api/v1/model_service.proto\x12\x0fmodelkms_api.v1\x1a\x1egoogle/protobuf/duration.proto\x1a#modelkms_api/v1/key_transport.proto\x1a\x1fmodelkms_api/v1/resources.proto\"*\n\x14\x43reateProjectRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\"!\n\x11GetProjectRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"<\n\x13ListProjectsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"[\n\x14ListProjectsResponse\x12*\n\x08projects\x18\x01 \x03(\x0b\x32\x18.modelkms_api.v1.Project\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xa6\x01\n\x12\x43reateModelRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12?\n\x06labels\x18\x03 \x03(\x0b\x32/.modelkms_api.v1.CreateModelRequest.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"J\n\x11ListModelsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"U\n\x12ListModelsResponse\x12&\n\x06models\x18\x01 \x03(\x0b\x32\x16.modelkms_api.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"j\n\x14\x43reateVersionRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12.\n\nclient_key\x18\x03 \x01(\x0b\x32\x1a.modelkms_api.v1.ClientKey\"w\n\x15\x43reateVersionResponse\x12)\n\x07version\x18\x01 \x01(\x0b\x32\x18.modelkms_api.v1.Version\x12\x33\n\x08\x64\x61ta_key\x18\x02 \x01(\x0b\x32!.modelkms_api.v1.EncryptedDataKey\"t\n\x16\x46inalizeVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12)\n\x03pin\x18\x02 \x01(\x0b\x32\x1c.modelkms_api.v1.ArtifactPin\x12\x0f\n\x07promote\x18\x03 \x01(\x08\x12\x10\n\x08rekey_of\x18\x04 \x01(\t\"\\\n\x17\x46inalizeVersionResponse\x12)\n\x07version\x18\x01 \x01(\x0b\x32\x18.modelkms_api.v1.Version\x12\x16\n\x0estable_version\x18\x02 \x01(\t\"!\n\x11GetVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"L\n\x13ListVersionsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"[\n\x14ListVersionsResponse\x12*\n\x08versions\x18\x01 \x03(\x0b\x32\x18.modelkms_api.v1.Version\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"$\n\x14\x45nableVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"%\n\x15\x44isableVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"g\n\x15\x44\x65stroyVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x04wait\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x17\n\x0f\x64\x65lete_artifact\x18\x03 \x01(\x08\",\n\x1c\x43onfirmDestroyVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"%\n\x15RestoreVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"0\n\x0fSetAliasRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"K\n\x12ListAliasesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"W\n\x13ListAliasesResponse\x12\'\n\x07\x61liases\x18\x01 \x03(\x0b\x32\x16.modelkms_api.v1.Alias\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xa0\x01\n\x13ResolveModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12H\n\nattributes\x18\x02 \x03(\x0b\x32\x34.modelkms_api.v1.ResolveModelRequest.AttributesEntry\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"v\n\x14ResolveModelResponse\x12)\n\x07version\x18\x01 \x01(\x0b\x32\x18.modelkms_api.v1.Version\x12\x33\n\x08\x61rtifact\x18\x02 \x01(\x0b\x32!.modelkms_api.v1.ArtifactLocation2\x8e\x0c\n\x0cModelService\x12P\n\rCreateProject\x12%.modelkms_api.v1.CreateProjectRequest\x1a\x18.modelkms_api.v1.Project\x12J\n\nGetProject\x12\".modelkms_api.v1.GetProjectRequest\x1a\x18.modelkms_api.v1.Project\x12[\n\x0cListProjects\x12$.modelkms_api.v1.ListProjectsRequest\x1a%.modelkms_api.v1.ListProjectsResponse\x12J\n\x0b\x43reateModel\x12#.modelkms_api.v1.CreateModelRequest\x1a\x16.modelkms_api.v1.Model\x12\x44\n\x08GetModel\x12 .modelkms_api.v1.GetModelRequest\x1a\x16.modelkms_api.v1.Model\x12U\n\nListModels\x12\".modelkms_api.v1.ListModelsRequest\x1a#.modelkms_api.v1.ListModelsResponse\x12^\n\rCreateVersion\x12%.modelkms_api.v1.CreateVersionRequest\x1a&.modelkms_api.v1.CreateVersionResponse\x12\x64\n\x0f\x46inalizeVersion\x12\'.modelkms_api.v1.FinalizeVersionRequest\x1a(.modelkms_api.v1.FinalizeVersionResponse\x12J\n\nGetVersion\x12\".modelkms_api.v1.GetVersionRequest\x1a\x18.modelkms_api.v1.Version\x12[\n\x0cListVersions\x12$.modelkms_api.v1.ListVersionsRequest\x1a%.modelkms_api.v1.ListVersionsResponse\x12P\n\rEnableVersion\x12%.modelkms_api.v1.EnableVersionRequest\x1a\x18.modelkms_api.v1.Version\x12R\n\x0e\x44isableVersion\x12&.modelkms_api.v1.DisableVersionRequest\x1a\x18.modelkms_api.v1.Version\x12R\n\x0e\x44\x65stroyVersion\x12&.modelkms_api.v1.DestroyVersionRequest\x1a\x18.modelkms_api.v1.Version\x12`\n\x15\x43onfirmDestroyVersion\x12-.modelkms_api.v1.ConfirmDestroyVersionRequest\x1a\x18.modelkms_api.v1.Version\x12R\n\x0eRestoreVersion\x12&.modelkms_api.v1.RestoreVersionRequest\x1a\x18.modelkms_api.v1.Version\x12\x44\n\x08SetAlias\x12 .modelkms_api.v1.SetAliasRequest\x1a\x16.modelkms_api.v1.Alias\x12X\n\x0bListAliases\x12#.modelkms_api.v1.ListAliasesRequest\x1a$.modelkms_api.v1.ListAliasesResponse\x12[\n\x0cResolveModel\x12$.modelkms_api.v1.ResolveModelRequest\x1a%.modelkms_api.v1.ResolveModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -61,37 +61,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATEVERSIONRESPONSE']._serialized_start=865
   _globals['_CREATEVERSIONRESPONSE']._serialized_end=984
   _globals['_FINALIZEVERSIONREQUEST']._serialized_start=986
-  _globals['_FINALIZEVERSIONREQUEST']._serialized_end=1084
-  _globals['_FINALIZEVERSIONRESPONSE']._serialized_start=1086
-  _globals['_FINALIZEVERSIONRESPONSE']._serialized_end=1178
-  _globals['_GETVERSIONREQUEST']._serialized_start=1180
-  _globals['_GETVERSIONREQUEST']._serialized_end=1213
-  _globals['_LISTVERSIONSREQUEST']._serialized_start=1215
-  _globals['_LISTVERSIONSREQUEST']._serialized_end=1291
-  _globals['_LISTVERSIONSRESPONSE']._serialized_start=1293
-  _globals['_LISTVERSIONSRESPONSE']._serialized_end=1384
-  _globals['_ENABLEVERSIONREQUEST']._serialized_start=1386
-  _globals['_ENABLEVERSIONREQUEST']._serialized_end=1422
-  _globals['_DISABLEVERSIONREQUEST']._serialized_start=1424
-  _globals['_DISABLEVERSIONREQUEST']._serialized_end=1461
-  _globals['_DESTROYVERSIONREQUEST']._serialized_start=1463
-  _globals['_DESTROYVERSIONREQUEST']._serialized_end=1566
-  _globals['_CONFIRMDESTROYVERSIONREQUEST']._serialized_start=1568
-  _globals['_CONFIRMDESTROYVERSIONREQUEST']._serialized_end=1612
-  _globals['_RESTOREVERSIONREQUEST']._serialized_start=1614
-  _globals['_RESTOREVERSIONREQUEST']._serialized_end=1651
-  _globals['_SETALIASREQUEST']._serialized_start=1653
-  _globals['_SETALIASREQUEST']._serialized_end=1701
-  _globals['_LISTALIASESREQUEST']._serialized_start=1703
-  _globals['_LISTALIASESREQUEST']._serialized_end=1778
-  _globals['_LISTALIASESRESPONSE']._serialized_start=1780
-  _globals['_LISTALIASESRESPONSE']._serialized_end=1867
-  _globals['_RESOLVEMODELREQUEST']._serialized_start=1870
-  _globals['_RESOLVEMODELREQUEST']._serialized_end=2030
-  _globals['_RESOLVEMODELREQUEST_ATTRIBUTESENTRY']._serialized_start=1981
-  _globals['_RESOLVEMODELREQUEST_ATTRIBUTESENTRY']._serialized_end=2030
-  _globals['_RESOLVEMODELRESPONSE']._serialized_start=2032
-  _globals['_RESOLVEMODELRESPONSE']._serialized_end=2150
-  _globals['_MODELSERVICE']._serialized_start=2153
-  _globals['_MODELSERVICE']._serialized_end=3703
+  _globals['_FINALIZEVERSIONREQUEST']._serialized_end=1102
+  _globals['_FINALIZEVERSIONRESPONSE']._serialized_start=1104
+  _globals['_FINALIZEVERSIONRESPONSE']._serialized_end=1196
+  _globals['_GETVERSIONREQUEST']._serialized_start=1198
+  _globals['_GETVERSIONREQUEST']._serialized_end=1231
+  _globals['_LISTVERSIONSREQUEST']._serialized_start=1233
+  _globals['_LISTVERSIONSREQUEST']._serialized_end=1309
+  _globals['_LISTVERSIONSRESPONSE']._serialized_start=1311
+  _globals['_LISTVERSIONSRESPONSE']._serialized_end=1402
+  _globals['_ENABLEVERSIONREQUEST']._serialized_start=1404
+  _globals['_ENABLEVERSIONREQUEST']._serialized_end=1440
+  _globals['_DISABLEVERSIONREQUEST']._serialized_start=1442
+  _globals['_DISABLEVERSIONREQUEST']._serialized_end=1479
+  _globals['_DESTROYVERSIONREQUEST']._serialized_start=1481
+  _globals['_DESTROYVERSIONREQUEST']._serialized_end=1584
+  _globals['_CONFIRMDESTROYVERSIONREQUEST']._serialized_start=1586
+  _globals['_CONFIRMDESTROYVERSIONREQUEST']._serialized_end=1630
+  _globals['_RESTOREVERSIONREQUEST']._serialized_start=1632
+  _globals['_RESTOREVERSIONREQUEST']._serialized_end=1669
+  _globals['_SETALIASREQUEST']._serialized_start=1671
+  _globals['_SETALIASREQUEST']._serialized_end=1719
+  _globals['_LISTALIASESREQUEST']._serialized_start=1721
+  _globals['_LISTALIASESREQUEST']._serialized_end=1796
+  _globals['_LISTALIASESRESPONSE']._serialized_start=1798
+  _globals['_LISTALIASESRESPONSE']._serialized_end=1885
+  _globals['_RESOLVEMODELREQUEST']._serialized_start=1888
+  _globals['_RESOLVEMODELREQUEST']._serialized_end=2048
+  _globals['_RESOLVEMODELREQUEST_ATTRIBUTESENTRY']._serialized_start=1999
+  _globals['_RESOLVEMODELREQUEST_ATTRIBUTESENTRY']._serialized_end=2048
+  _globals['_RESOLVEMODELRESPONSE']._serialized_start=2050
+  _globals['_RESOLVEMODELRESPONSE']._serialized_end=2168
+  _globals['_MODELSERVICE']._serialized_start=2171
+  _globals['_MODELSERVICE']._serialized_end=3721
 # @@protoc_insertion_point(module_scope)

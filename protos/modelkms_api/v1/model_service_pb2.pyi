@@ -322,11 +322,17 @@ class FinalizeVersionRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     PIN_FIELD_NUMBER: _builtins.int
     PROMOTE_FIELD_NUMBER: _builtins.int
+    REKEY_OF_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`projects/{project}/models/{model}/versions/{number}`."""
     promote: _builtins.bool
     """Move the alias `stable` to this version. The first finalized version of a model becomes
     `stable` in any case.
+    """
+    rekey_of: _builtins.str
+    """`projects/{project}/models/{model}/versions/{number}`: an ENABLED or DISABLED version of the
+    same model whose content this is, under another data key. In the same transaction it is
+    disabled, its leases end, and all its aliases point to this version. Empty: none.
     """
     @_builtins.property
     def pin(self) -> _resources_pb2.ArtifactPin:
@@ -338,10 +344,11 @@ class FinalizeVersionRequest(_message.Message):
         name: _builtins.str = ...,
         pin: _resources_pb2.ArtifactPin | None = ...,
         promote: _builtins.bool = ...,
+        rekey_of: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["pin", b"pin"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "pin", b"pin", "promote", b"promote"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "pin", b"pin", "promote", b"promote", "rekey_of", b"rekey_of"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

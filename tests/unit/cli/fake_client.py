@@ -37,6 +37,7 @@ from modelkms.types import (
     AliasInfo,
     BlockInfo,
     DestructionInfo,
+    Exposure,
     FreezeInfo,
     Identity,
     LeaseInfo,
@@ -47,6 +48,7 @@ from modelkms.types import (
     ProgressCallback,
     ProjectInfo,
     Pushed,
+    Rekeyed,
     RewrapFailureInfo,
     RewrapInfo,
     VersionInfo,
@@ -310,6 +312,20 @@ class FakeClient:
 
     def disable(self, version_ref: str) -> VersionInfo:
         return self._set_state(version_ref, "DISABLED")
+
+    def rekey(self, version_ref: str, progress: ProgressCallback | None = None) -> Rekeyed:
+        old = self._set_state(version_ref, "DISABLED")
+        model = self.reference(version_ref).model
+        version = self._service.publish(model, self._service.contents[old.name])
+        return Rekeyed(version, old.name)
+
+    def exposure(self, principal: str, project: str | None = None) -> list[Exposure]:
+        self._fail()
+        return [
+            Exposure(lease.version, 2, lease.issue_time, NOW, lease.state == "LIVE")
+            for lease in self._service.leases.values()
+            if lease.principal == principal
+        ]
 
     def destroy(
         self,

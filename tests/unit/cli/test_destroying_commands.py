@@ -1,10 +1,25 @@
-"""destroy, admin destroy confirm, restore: what they tell."""
+"""rekey, exposure, destroy, admin destroy confirm, restore: what they tell."""
 
 from __future__ import annotations
 
 import pytest
 
 from tests.unit.cli.conftest import Cli
+from tests.unit.cli.fake_client import READER, FakeService, lease
+
+
+def test_rekey_tells_both_versions(cli: Cli) -> None:
+    assert cli("rekey", "file@1").out == "demo/file@2: same content, new key; @1 disabled\n"
+    assert cli("rekey", "file").code == 2
+
+
+def test_exposure_lists_what_a_holder_has_had(cli: Cli, service: FakeService) -> None:
+    service.leases = {each.name: each for each in (lease(1), lease(2, "EXPIRED"))}
+    lines = cli("admin", "exposure", READER).out.splitlines()
+    assert lines[0].split() == ["VERSION", "LEASES", "FIRST", "LAST", "NOW"]
+    assert lines[1].startswith("demo/file@1")
+    assert lines[1].endswith("holds it")
+    assert cli("admin", "exposure", "spiffe://example.org/nobody").out == ""
 
 
 def test_destroy_tells_until_when_and_who_is_next(cli: Cli) -> None:

@@ -171,7 +171,12 @@ class World:
 
     def publisher(self, name: str = "publisher") -> None:
         self.policy.grant(
-            name, Action.CREATE_VERSION, Action.CREATE_MODEL, Action.SET_ALIAS, Action.GET_VERSION
+            name,
+            Action.CREATE_VERSION,
+            Action.CREATE_MODEL,
+            Action.REKEY_VERSION,
+            Action.SET_ALIAS,
+            Action.GET_VERSION,
         )
 
     def reader(self, name: str = "reader") -> Caller:
