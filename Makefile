@@ -13,6 +13,7 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/modelkms
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.modelkms-setup
+TORCH_VENV := $(CACHE)/torch-$(shell cat requirements/torch.txt requirements/development.txt | cksum | cut -d" " -f1)
 FUZZ_VENV := $(CACHE)/fuzz-$(shell cat requirements/fuzz.txt requirements/development.txt | cksum | cut -d" " -f1)
 TYPED := kms_service client/modelkms protos/modelkms_api tests
 PUBLISHED_API := protos/published/modelkms_api.binpb
@@ -80,16 +81,26 @@ dist: setup ## wheels and source distributions of the three distributions, into 
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
 .PHONY: test
-test: setup setup-go ## every test but those of test-faults and test-vault
-	$(PYTEST) -m "not faults and not vault" $(PYTEST_ARGS)
+test: setup setup-go ## every test but those of test-faults, test-vault and test-torch
+	$(PYTEST) -m "not faults and not vault and not torch" $(PYTEST_ARGS)
 
 .PHONY: test-faults
 test-faults: setup setup-go ## rows of docs/faults.md that need long or disruptive rigs
-	$(PYTEST) -m "faults and not vault" $(PYTEST_ARGS)
+	$(PYTEST) -m "faults and not vault and not torch" $(PYTEST_ARGS)
 
 .PHONY: test-vault
 test-vault: setup-vault ## contract and end-to-end tests on HashiCorp Vault
 	$(PYTEST) -m vault $(PYTEST_ARGS)
+
+.PHONY: test-torch
+test-torch: setup $(TORCH_VENV)/.stamp ## loaders of PyTorch tensors (its wheels bring 3 GB, once, outside the tree)
+	PYTHONPATH=protos:client:. $(TORCH_VENV)/bin/python -m pytest -m torch $(PYTEST_ARGS)
+
+# Holds nothing of this tree, as FUZZ_VENV below.
+$(TORCH_VENV)/.stamp: requirements/torch.txt requirements/development.txt | $(UV)
+	$(UV) venv --quiet --clear --python $(PYTHON) $(TORCH_VENV)
+	$(UV) pip sync --quiet --python $(TORCH_VENV)/bin/python --require-hashes requirements/development.txt requirements/torch.txt
+	@touch $@
 
 .PHONY: fuzz
 fuzz: setup $(FUZZ_VENV)/.stamp ## fuzz every decoder of outside bytes (FUZZ_SECONDS=60 each)
@@ -160,7 +171,7 @@ LOCK := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-h
 
 .PHONY: requirements
 requirements: | $(UV) ## lock requirements/*.in into *.txt anew (REQUIREMENTS_ARGS=--upgrade moves versions)
-	for name in uv go development fuzz; do \
+	for name in uv go development fuzz torch; do \
 		$(LOCK) $(REQUIREMENTS_ARGS) requirements/$$name.in -o requirements/$$name.txt || exit 1; \
 	done
 

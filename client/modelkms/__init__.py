@@ -6,6 +6,7 @@ with modelkms.connect() as client:
     client.push("model.onnx", "camera/face-detector")
     with client.open("camera/face-detector") as model:
         weights = model.read()
+    session = client.load("camera/face-detector")
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 from modelkms.errors import ModelKmsError
 
 if TYPE_CHECKING:
-    from modelkms.client import Client, connect
+    from modelkms.client import Client, connect, load
     from modelkms.opened import OpenedModel
     from modelkms.profile import Profile
     from modelkms.reference import Reference
@@ -53,12 +54,14 @@ __all__ = [
     "VersionInfo",
     "__version__",
     "connect",
+    "load",
 ]
 
 # Imported when first asked for: `modelkms inspect` and `modelkms.artifact` need no gRPC.
 _HOMES = {
     "Client": "client",
     "connect": "client",
+    "load": "client",
     "OpenedModel": "opened",
     "Profile": "profile",
     "Reference": "reference",

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
-from modelkms import catalogue, policy, publish, rewrap, standing
+from modelkms import catalogue, loaders, policy, publish, rewrap, standing
 from modelkms.cache import ArtifactCache
 from modelkms.download import Downloader
 from modelkms.errors import IdentityError, ModelKmsError, ReferenceInvalid
@@ -55,6 +55,19 @@ def connect(profile: str | Path | None = None, **overrides: object) -> Client:
         CredentialMissing, CredentialInvalid: certificate, key or CA file cannot be used.
     """
     return Client(Profile.load(profile, overrides))
+
+
+def load(ref: str, profile: str | Path | None = None, **options: Any) -> Any:
+    """As `Client.load`, by a client of its own.
+
+    Raises: as `connect` and `Client.load`.
+    """
+    with ExitStack() as stack:
+        client = stack.enter_context(connect(profile))
+        loaded = client.load(ref, **options)
+        if isinstance(loaded, loaders.HeldModel):
+            loaded.hold(stack)
+        return loaded
 
 
 class Client:
@@ -129,6 +142,36 @@ class Client:
         return open_model(
             self._session, self._downloader, name, attributes, progress, on_lease_event
         )
+
+    def load(
+        self,
+        ref: str,
+        attributes: Mapping[str, str] | None = None,
+        progress: ProgressCallback | None = None,
+        *,
+        loader: str | None = None,
+        **options: Any,
+    ) -> Any:
+        """What the loader of this kind of model makes of it (docs/guides/loaders.md): an
+        `InferenceSession`, a dict of arrays, `bytes`, …
+
+        What lives on files in memory is a `modelkms.loaders.HeldModel`: close it when done.
+
+        Args:
+            loader: by name, instead of by what the model holds.
+            options: for the loader.
+
+        Raises:
+            ModelNotLoadable: no loader takes it, or its files are not what they seem.
+            LibraryMissing: the library that the loader needs is not installed.
+            and as `open`.
+        """
+        with ExitStack() as stack:
+            model = stack.enter_context(self.open(ref, attributes, progress))
+            loaded = loaders.load(model, loader, **options)
+            if isinstance(loaded, loaders.HeldModel):
+                loaded.hold(stack)
+            return loaded
 
     def prefetch(self, ref: str, progress: ProgressCallback | None = None) -> VersionInfo:
         """Fetch the ciphertext into the cache. No key is asked for.

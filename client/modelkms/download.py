@@ -25,6 +25,7 @@ from modelkms.errors import (
 )
 from modelkms.folders import local_error
 from modelkms.linked import LinkedObject, ObjectChanged
+from modelkms.memory_file import available_memory
 from modelkms.pins import HEAD_BYTES, check_head
 from modelkms.session import ATTEMPTS, Session, may_retry
 from modelkms.stall import guarded
@@ -300,22 +301,10 @@ def _broken_off(error: grpc.RpcError) -> bool:
 
 def _scratch(length_bytes: int) -> BinaryIO:
     """A nameless file for ciphertext: in memory if that is ample, else in the temporary folder."""
-    if _available_memory() > 2 * length_bytes:
+    if available_memory() > 2 * length_bytes:
         return io.FileIO(os.memfd_create("modelkms-ciphertext", os.MFD_CLOEXEC), "rb+")
     try:
         with tempfile.TemporaryFile() as nameless:
             return io.FileIO(os.dup(nameless.fileno()), "rb+")
     except OSError as error:
         raise local_error(error, "there is no room for the artifact") from error
-
-
-def _available_memory() -> int:
-    """Bytes that new work can have without swapping, as /proc/meminfo tells; 0: unknown."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:  # noqa: PTH123
-            for line in lines:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except (OSError, ValueError):
-        pass
-    return 0

@@ -410,6 +410,12 @@ class MemoryStorageMissing(LocalError):
     default_hint = "mount a tmpfs at /dev/shm, or read the model with .read() and .open()"
 
 
+class ModelNotLoadable(LocalError):
+    """No loader takes this model, or its files are not what they seem to be."""
+
+    default_reason = "MODEL_NOT_LOADABLE"
+
+
 class LibraryMissing(LocalError):
     """A library that is needed for this is not installed: it belongs to an extra."""
 

@@ -38,6 +38,7 @@ from modelkms.folders import free_bytes, local_error
 from modelkms.key_transport import boottime_s
 from modelkms.leasing import LeasedKey, lease_key
 from modelkms.materialize import materialized
+from modelkms.memory_file import MemoryFile
 from modelkms.renewal import LeaseCallback, Tenure
 from modelkms.secret import SecretBytes
 from modelkms.session import Session
@@ -107,6 +108,7 @@ class OpenedModel:
         self._source = source
         self._copy = copy
         self._retired: list[_Copy] = []
+        self._memory_files: dict[str, MemoryFile] = {}
         self._on_lease_event = on_lease_event
         self._events: list[LeaseEvent] = []
         self._tenure = Tenure(session, leased, attributes, self._events.append)
@@ -201,13 +203,41 @@ class OpenedModel:
         self._begin()
         return io.BufferedReader(_ModelFile(self._with_fresh_copy, name), _BUFFER_BYTES)
 
+    def path(self, name: str | None = None) -> str:
+        """A path to a file in memory, for libraries that want one; valid in this process and its
+        children until `close`, and gone when this process ends, however it ends. Nobody can change
+        the file. The same name gives the same path.
+
+        Only this file: a library that looks for others beside it needs `materialize`.
+
+        Raises:
+            LocalDiskFull: there is not enough free memory. And as `read`.
+        """
+        self._begin()
+        with self._lock:
+            reader = self._copy.reader
+            size = reader.size(name)  # the name must be there
+            key = name if name is not None else reader.files()[0]
+            file = self._memory_files.get(key)
+            if file is None:
+                file = MemoryFile(
+                    size, lambda fd: self._with_fresh_copy(lambda r: r.write_to(fd, name))
+                )
+                self._memory_files[key] = file
+            return file.path
+
     @contextmanager
-    def materialize(self, *, keep_when_ended: bool = False) -> Iterator[Path]:
+    def materialize(
+        self, name: str | None = None, *, keep_when_ended: bool = False
+    ) -> Iterator[Path]:
         """A private folder in memory-backed storage with all files; gone when the block ends.
 
         It is gone too after an exception, when this process is killed, and when the lease is ended;
         `keep_when_ended` leaves it until the block ends. A single-file model is one file in the
         folder.
+
+        Args:
+            name: of the folder, for programs that look at it; None: any.
 
         Raises:
             LocalDiskFull: memory-backed storage has too little room: both sizes and a hint.
@@ -217,13 +247,17 @@ class OpenedModel:
         sizes = self._copy.reader.sizes()
         stack = ExitStack()
         with stack:
-            folder = stack.enter_context(materialized(sizes, self._extract_to))
+            root = stack.enter_context(
+                materialized(
+                    sizes, lambda folder: self._extract_to(folder / name if name else folder)
+                )
+            )
             if not keep_when_ended:
                 with self._lock:
                     self._require_open()
                     self._folders.add(stack)
             try:
-                yield folder
+                yield root / name if name else root
             finally:
                 self._folders.discard(stack)
 
@@ -336,6 +370,8 @@ class OpenedModel:
     def _let_go(self) -> None:
         for copy in (self._copy, *self._retired):
             copy.close()
+        while self._memory_files:
+            self._memory_files.popitem()[1].close()
         self._leased.data_key.wipe()
 
     @contextmanager

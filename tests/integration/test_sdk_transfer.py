@@ -298,7 +298,7 @@ def test_f52_a_full_cache_is_gone_past_and_prefetch_says_so(
 ) -> None:
     downloader = Downloader(session, ArtifactCache(cache_folder, 1000))
     assert fetch(downloader, artifact) == artifact.content
-    monkeypatch.setattr(download_module, "_available_memory", lambda: 0)  # then in a nameless file
+    monkeypatch.setattr(download_module, "available_memory", lambda: 0)  # then in a nameless file
     assert fetch(downloader, artifact) == artifact.content
     with pytest.raises(LocalDiskFull):
         downloader.prefetch(artifact.version)

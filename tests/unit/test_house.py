@@ -29,7 +29,7 @@ OUR_PACKAGES = {
     "modelkms": "modelkms",
     "modelkms_api": "modelkms-api",
 }
-LOCKS = ("uv", "go", "development", "fuzz")
+LOCKS = ("uv", "go", "development", "fuzz", "torch")
 
 # Written in two halves, so that this file does not hold what it looks for.
 PATHS_OF_A_MACHINE = [
@@ -119,7 +119,8 @@ def requirement_blocks(lock: str) -> list[str]:
 def test_what_the_distributions_need_is_locked() -> None:
     locked = {
         canonicalize_name(Requirement(block.split("--hash", 1)[0]).name)
-        for block in requirement_blocks("development")
+        for lock in ("development", "torch")
+        for block in requirement_blocks(lock)
     }
     ours = {"modelkms", "modelkms-api", "modelkms-server"}
     for folder in (".", "client", "protos"):

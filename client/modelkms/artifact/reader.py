@@ -176,6 +176,15 @@ class ArtifactReader:
         else:  # many small ones lie in one segment: it is decrypted once
             write(0, memoryview(self._payload.read(member.offset, member.size_bytes)))
 
+    def write_to(self, descriptor: int, name: str | None = None) -> None:
+        """Write a file into an open one, from its beginning. Only verified bytes are ever written.
+
+        Raises: as `read`. OSError: it cannot be written.
+        """
+        member = self._entered(name)
+        with self._in_use():
+            self._payload.chunks(member.offset, member.size_bytes, partial(write_at, descriptor))
+
     def verify(self, progress: ProgressBytes | None = None) -> None:
         """Authenticate all of the artifact in two threads, and compare every local header.
 
