@@ -9,6 +9,7 @@ from __future__ import annotations
 import kms_service.rpc.tls_environment  # noqa: F401 - before anything imports grpc
 
 # isort: split
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -76,6 +77,21 @@ def check_config(
     say(f"ok    {config} is well-formed")
     if live:
         _check_live(settings)
+
+
+@app.command()
+def status(
+    config: ConfigFile,
+    as_json: Annotated[bool, typer.Option("--json", help="All that the service tells.")] = False,
+) -> None:
+    """How the running service is, in a line. Exit code 5: not as it should be."""
+    from kms_service.status import summary
+    from kms_service.status_query import ask
+
+    facts = ask(load(config))
+    say(json.dumps(facts) if as_json else summary(facts))
+    if facts["state"] != "SERVING":
+        sys.exit(UNAVAILABLE)
 
 
 @policy_app.command("test")

@@ -25,6 +25,7 @@ class AuditCheckpoints:
         self._chain = chain
         self._count = metrics.audit_checkpoints
         self._last: Checkpoint | None = None
+        self.every_s = every_s
         self.timer = Timer("audit-checkpoint", every_s, self.ship)
         metrics.observe_gauge(
             "modelkms_audit_checkpoint_timestamp_seconds",

@@ -81,6 +81,7 @@ from kms_service.rpc.registration import full_methods
 from kms_service.rpc.server import CallPools, RpcServer, ServerLimits, TokenPort
 from kms_service.rpc.tls import ReloadingCredentials, TlsFiles
 from kms_service.service import Service, ServiceParts
+from kms_service.status import Status
 from kms_service.telemetry.metrics import Metrics
 from kms_service.telemetry.metrics_server import MetricsServer
 from kms_service.timers import Timer
@@ -198,7 +199,11 @@ def build(config: Config) -> Service:
                 limits,
                 _token_port(config, metrics),
             ),
-            metrics=MetricsServer((host.strip("[]"), int(port)), metrics.registry),
+            metrics=MetricsServer(
+                (host.strip("[]"), int(port)),
+                metrics.registry,
+                Status(readiness, adapters.audit, checkpoints, adapters.data_keys, metrics).pages(),
+            ),
             readiness=readiness,
             timers=[
                 *_timers(config, adapters, audit, readiness, metrics),

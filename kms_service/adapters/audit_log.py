@@ -90,6 +90,7 @@ class FileAuditLog:
         self._torn_bytes = 0
         self._last = Link()
         self._not_before = float("-inf")
+        self._failing = False
         self._queue: list[_Waiting] = []
         self._queue_lock = _thread.allocate_lock()
         self._work = _thread.allocate_lock()
@@ -131,6 +132,11 @@ class FileAuditLog:
         return ChainHead(self.chain, last.sequence, last.hash) if last.sequence else None
 
     @property
+    def failing(self) -> bool:
+        """Whether the last group could not be made durable."""
+        return self._failing
+
+    @property
     def last_sequence(self) -> int:
         """Number of the last durable record."""
         return self._last.sequence
@@ -168,6 +174,7 @@ class FileAuditLog:
                 closing = self._closing
             if group:
                 durable = self._write([waiting.record for waiting in group])
+                self._failing = not durable
                 for waiting in group:
                     waiting.durable = durable
                     waiting.done.release()

@@ -125,6 +125,13 @@ class DataKeyCache:
         """Whether the last key came from here only because Vault is unreachable."""
         return self._outage
 
+    @property
+    def usable_for_s(self) -> float:
+        """How long the last of the keys here would be used if Vault stayed unreachable."""
+        with self._lock:
+            last_s = max((entry.usable_until_s for entry in self._entries.values()), default=0.0)
+            return max(0.0, last_s - self._monotonic())
+
     def unwrap(self, master_key: str, wrapped: WrappedDataKey, context: bytes) -> SecretBytes:
         """The 32-byte data key, as a copy of the caller's own.
 

@@ -155,6 +155,16 @@ class VaultSession:
                     raise
             self._sleep(pause_s)
 
+    def attempt(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Reply:
+        """One request under the session's token, and whatever the answer is: to find out what the
+        token may and may not. Nothing is repeated, and a 403 is an answer.
+
+        Raises:
+            VaultUnavailable, VaultSealed, VaultAccessRefused (of the login), VaultBadReply.
+        """
+        end = self.patience()
+        return self._send(method, path, body, self._current_token(end).value, end)
+
     def probe(self) -> None:
         """Ask `sys/health`; no token is needed.
 

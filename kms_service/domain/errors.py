@@ -360,6 +360,13 @@ class StorageUnavailable(Unavailable):
     default_message = "the artifact store cannot be used right now"
 
 
+class ServiceUnreachable(Unavailable):
+    """Of `modelkms-server status`; never crosses the wire."""
+
+    reason = "SERVICE_UNREACHABLE"
+    default_message = "no service answers"
+
+
 class PolicyUnavailable(Unavailable):
     reason = "POLICY_UNAVAILABLE"
     default_message = "no policy set is in force"

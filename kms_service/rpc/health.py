@@ -7,7 +7,10 @@ either way; NOT_SERVING says "not ready", never "restart me".
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from grpc_health.v1.health import HealthServicer
 from grpc_health.v1.health_pb2 import HealthCheckResponse
@@ -18,6 +21,22 @@ from kms_service.telemetry.metrics import Metrics
 
 _log = get_logger(__name__)
 OVERALL = ""
+_PROBED_WITHIN_S = 60.0
+"""A probe is bounded by seconds. One that has not ended for so long never will: restart us."""
+
+
+@dataclass(frozen=True, slots=True)
+class DependencyState:
+    """As last probed.
+
+    Attributes:
+        reason: why it is not well; None if it is.
+        since: when that began, as far as this process knows.
+    """
+
+    name: str
+    reason: str | None
+    since: datetime
 
 
 class Readiness:
@@ -41,6 +60,8 @@ class Readiness:
         self._needs = needs
         self._metrics = metrics
         self._reasons: dict[str, str | None] = {}
+        self._since: dict[str, datetime] = {}
+        self._probed_at_s = time.monotonic()
         self._lock = threading.Lock()
         self._closing = False
         for service in needs:
@@ -50,7 +71,24 @@ class Readiness:
         """Ask every dependency once. Never raises."""
         for dependency, ask in self._probes.items():
             self._note(dependency, _why_not(ask))
+        self._probed_at_s = time.monotonic()
         self._tell()
+
+    @property
+    def dependencies(self) -> Sequence[DependencyState]:
+        """Those that were probed."""
+        since = dict(self._since)
+        return [DependencyState(name, self._reasons[name], since[name]) for name in since]
+
+    @property
+    def alive(self) -> bool:
+        """Whether probing goes on. Says nothing of what the probes find: a process whose Vault is
+        away must not be restarted, for that would lose the keys it has in memory."""
+        return time.monotonic() - self._probed_at_s < _PROBED_WITHIN_S
+
+    @property
+    def closing(self) -> bool:
+        return self._closing
 
     def close(self) -> None:
         """NOT_SERVING from now on, whatever probes say."""
@@ -67,7 +105,8 @@ class Readiness:
                 _log.warning("dependency_down", dependency=dependency, reason=reason)
             else:
                 _log.info("dependency_up", dependency=dependency)
-        self._reasons[dependency] = reason
+            self._reasons[dependency] = reason
+            self._since[dependency] = datetime.now(UTC)
 
     def _tell(self) -> None:
         with self._lock:

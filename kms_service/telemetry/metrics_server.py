@@ -1,10 +1,12 @@
-"""`/metrics` over HTTP, on a port or a Unix socket of its own. No secrets, no identities: counters
-only."""
+"""`/metrics`, and pages for those who watch over the service, over HTTP, on a port or a Unix socket
+of its own. No secrets, no identities."""
 
 from __future__ import annotations
 
 import socket
 import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from socketserver import ThreadingUnixStreamServer
@@ -18,16 +20,35 @@ from kms_service.telemetry.listening import cannot_listen
 _READ_TIMEOUT_S = 5.0
 
 
+@dataclass(frozen=True, slots=True)
+class Page:
+    """An answer: HTTP status, and what it says."""
+
+    status: int
+    body: bytes
+    content_type: str = "text/plain; charset=utf-8"
+
+
+Pages = Mapping[str, Callable[[], Page]]
+"""Path (`/readyz`) to what makes the page."""
+
+
 class MetricsServer:
     """Serves one registry from `start` to `stop`.
 
     Args:
         address: host and port; or the path of a Unix socket, for this user alone.
+        pages: beside `/metrics`.
     """
 
-    def __init__(self, address: tuple[str, int] | Path, registry: CollectorRegistry) -> None:
+    def __init__(
+        self,
+        address: tuple[str, int] | Path,
+        registry: CollectorRegistry,
+        pages: Pages | None = None,
+    ) -> None:
         self._address = address
-        self._handler = type("Handler", (_Handler,), {"registry": registry})
+        self._handler = type("Handler", (_Handler,), {"registry": registry, "pages": pages or {}})
         self._server: _Server | _UnixServer | None = None
         self._thread: threading.Thread | None = None
 
@@ -102,21 +123,27 @@ class _UnixServer(ThreadingUnixStreamServer):
 
 class _Handler(BaseHTTPRequestHandler):
     registry: CollectorRegistry
+    pages: Pages
     timeout = _READ_TIMEOUT_S
     server_version = "modelkms"
     sys_version = ""
 
     def do_GET(self) -> None:
-        if self.path.split("?")[0] != "/metrics":
+        path = self.path.split("?")[0]
+        if path == "/metrics":
+            encode, content_type = choose_encoder(self.headers.get("Accept", ""))
+            self._answer(Page(200, encode(self.registry), content_type))
+        elif (page := self.pages.get(path)) is not None:
+            self._answer(page())
+        else:
             self.send_error(404)
-            return
-        encode, content_type = choose_encoder(self.headers.get("Accept", ""))
-        body = encode(self.registry)
-        self.send_response(200)
-        self.send_header("Content-Type", content_type)
-        self.send_header("Content-Length", str(len(body)))
+
+    def _answer(self, page: Page) -> None:
+        self.send_response(page.status)
+        self.send_header("Content-Type", page.content_type)
+        self.send_header("Content-Length", str(len(page.body)))
         self.end_headers()
-        self.wfile.write(body)
+        self.wfile.write(page.body)
 
     def log_message(self, *args: object) -> None:
         """Scrapes are not logged."""

@@ -7,6 +7,7 @@ import signal
 import socket
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -357,7 +358,57 @@ def test_vault_away_is_not_ready_but_alive(service: ServiceProcess) -> None:
     assert "VAULT_UNAVAILABLE" in done.stderr
 
 
+def fetch(service: ServiceProcess, path: str) -> tuple[int, str]:
+    url = f"http://127.0.0.1:{service.metrics_port}{path}"
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def test_status_tells_how_a_running_service_is(
+    service: ServiceProcess, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ask = ("status", "--config", str(service.config_file))
+    code, _, told = command(monkeypatch, capsys, *ask)
+    assert code == 5
+    assert told.startswith("error: no service runs: its port file is not there")
+    service.migrate()
+    with serving(service):
+        code, out, _ = command(monkeypatch, capsys, *ask)
+        assert (code, out) == (0, "SERVING 0 leases live; audit record 1\n")
+        code, out, _ = command(monkeypatch, capsys, *ask, "--json")
+        assert json.loads(out)["audit"] == {"chain": "main", "records": 1, "checkpoint": ""}
+        assert fetch(service, "/readyz") == (200, "ready\n")
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        service.settings["VAULT__ADDRESS"] = f"https://127.0.0.1:{silent.getsockname()[1]}"
+        with serving(service):
+            code, out, _ = command(monkeypatch, capsys, *ask)
+            assert code == 5
+            assert out.startswith("DEGRADED vault unreachable ")
+            assert out.endswith("runbook docs/runbooks/vault-unreachable.md\n")
+            assert fetch(service, "/livez") == (200, "alive\n")
+            assert fetch(service, "/readyz") == (503, "vault: VAULT_UNAVAILABLE\n")
+
+
+def test_check_config_live_finds_a_role_that_may_too_much_or_too_little(
+    service: ServiceProcess, roles: RoleFiles
+) -> None:
+    service.settings["VAULT__ROLE_ID_FILE"] = str(roles.officer.role_id_file)
+    service.settings["VAULT__SECRET_ID_FILE"] = str(roles.officer.secret_id_file)
+    check = dict(live_checks(service.config()))["Vault: what the service may, and what it must not"]
+    with pytest.raises(ConfigurationError) as caught:
+        check()
+    key = "modelkms-no-such-project-live-check"
+    assert f"POST transit/decrypt/{key} is refused, and needed" in caught.value.message
+    assert f"POST transit/keys/{key}/rotate is allowed, and must not be" in caught.value.message
+
+
 def test_check_config_live(service: ServiceProcess) -> None:
+    service.settings["AUDIT__CHECKPOINTS__FOLDER"] = str(service.folder / "checkpoints")
     service.migrate()
     for _, check in live_checks(service.config()):
         check()
