@@ -89,13 +89,21 @@ class TestAuthority:
     def pem(self) -> bytes:
         return self._certificate.public_bytes(Encoding.PEM)
 
-    def server(self, key: PrivateKey | None = None) -> Issued:
+    def server(
+        self,
+        key: PrivateKey | None = None,
+        *,
+        starts_in: timedelta = timedelta(minutes=-5),
+        lifetime: timedelta = timedelta(hours=1),
+    ) -> Issued:
         """For `localhost` and 127.0.0.1; ECDSA unless another key is given."""
         names = (
             x509.DNSName("localhost"),
             x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
         )
-        return self.issue(names, key=key, usages=(SERVER_AUTH,))
+        return self.issue(
+            names, key=key, usages=(SERVER_AUTH,), starts_in=starts_in, lifetime=lifetime
+        )
 
     def client(self, path: str, *, lifetime: timedelta = timedelta(hours=1)) -> Issued:
         """`spiffe://{trust domain}/{path}`, as a mesh would issue it."""
