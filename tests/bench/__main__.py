@@ -8,7 +8,7 @@ import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tests.bench import audit, data_plane, leases
+from tests.bench import artifacts, audit, data_plane, leases
 from tests.bench.measure import describe_machine
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
@@ -17,12 +17,15 @@ RESULTS = Path(__file__).with_name("RESULTS.md")
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench")
     parser.add_argument("--size-mib", type=int, default=1024, help="size of the model")
+    parser.add_argument("--sizes-mib", default="256,1024,8192", help="of artifacts alone")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=8.0, help="length of a load run")
     parser.add_argument("--no-write", action="store_true", help="only print")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="modelkms-bench-") as folder:
+        sizes = [int(size) * 2**20 for size in options.sizes_mib.split(",")]
         sections = [
+            artifacts.run(Path(folder), sizes, options.rounds),
             data_plane.run(Path(folder), options.size_mib * 2**20, options.rounds),
             leases.run(Path(folder), options.rounds, options.seconds),
             audit.run(Path(folder), options.rounds, options.seconds),

@@ -19,7 +19,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 MINIMUM_GO = (1, 26)
 """The first with `crypto/hpke`."""
-TOOL_MODULES = ("go-tools", "s3-gateway")
+TOOL_MODULES = ("go-tools", "s3-gateway", "peers")
 """Folders of tests/support, each a Go module that names its tools."""
 
 
@@ -98,12 +98,14 @@ def _tool_packages() -> dict[str, tuple[Path, str]]:
     return {
         line.rsplit("/", 1)[-1]: (module, line)
         for module in modules
-        for line in _tool_lines(_lock_of(module).decode())
+        for line in _tool_lines((module / "go.mod").read_text())
     }
 
 
 def _lock_of(module: Path) -> bytes:
-    return (module / "go.mod").read_bytes() + (module / "go.sum").read_bytes()
+    """What a tool is built from: locked modules, and our own sources where there are any."""
+    files = [module / "go.mod", module / "go.sum", *sorted(module.glob("cmd/*/*.go"))]
+    return b"".join(file.read_bytes() for file in files)
 
 
 def _tool_lines(go_mod: str) -> list[str]:
