@@ -196,6 +196,13 @@ def revoke_leases(
     return session.call(session.leases.RevokeLeases, request).revoked
 
 
+def check_retirement(session: Session, parent: str, oldest_version: int) -> MasterKeyInfo:
+    request = master_key_service_pb2.CheckRetirementRequest(
+        name=f"{parent}/masterKey", oldest_version=oldest_version
+    )
+    return convert.master_key(session.call(session.master_keys.CheckRetirement, request))
+
+
 def get_master_key(session: Session, parent: str) -> MasterKeyInfo:
     request = master_key_service_pb2.GetMasterKeyRequest(name=f"{parent}/masterKey")
     return convert.master_key(session.call(session.master_keys.GetMasterKey, request))

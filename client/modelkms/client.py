@@ -406,6 +406,16 @@ class Client:
             for version, leases in found.items()
         ]
 
+    def check_retirement(self, oldest_version: int, project: str | None = None) -> MasterKeyInfo:
+        """The state of a project's master key, if no data key is under a version below this.
+
+        Raises:
+            KeysUnderOldVersion: some are; its metadata tells how many under which.
+        """
+        return catalogue.check_retirement(
+            self._session, self._project_name(project), oldest_version
+        )
+
     def get_master_key(self, project: str | None = None) -> MasterKeyInfo:
         """State of a project's master key, and how many data keys are wrapped under it."""
         return catalogue.get_master_key(self._session, self._project_name(project))

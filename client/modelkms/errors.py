@@ -514,6 +514,11 @@ class MasterKeyMisconfigured(WrongStateError):
     default_hint = "an officer makes it: `modelkms admin master-key create PROJECT`"
 
 
+class KeysUnderOldVersion(WrongStateError):
+    default_reason = "KEYS_UNDER_OLD_VERSION"
+    default_hint = "modelkms admin master-key rewrap PROJECT"
+
+
 class WrappingVersionUnusable(WrongStateError):
     default_reason = "WRAPPING_VERSION_UNUSABLE"
     default_hint = "Vault's min_decryption_version was raised too far; tell the security team"

@@ -68,8 +68,8 @@ class VaultLoginRefused(IdentityError):
 
     default_reason = "VAULT_LOGIN_REFUSED"
     default_hint = (
-        "check role_id_file and secret_id_file, or token_file, in [vault] of the profile; a "
-        "secret id may have expired"
+        "check role_id_file and secret_id_file, jwt_file, or token_file, in [vault] of the "
+        "profile; a secret id may have expired"
     )
 
 
@@ -243,6 +243,31 @@ class Officer:
             )
         return Rotation(name, before.latest_version, after.latest_version)
 
+    def set_oldest_version(self, project: str, oldest: int) -> VaultKey:
+        """Make `oldest` the oldest version that Vault decrypts under; told as Vault has it then.
+        Whether data keys need an older one is for `retirement.retire_master_key` to ask.
+
+        Raises:
+            MasterKeyNotFound, MasterKeyMisconfigured: as `read_master_key`.
+            VaultRequestRefused: it is no version of the key, or was trimmed.
+            VaultBadReply: Vault took it, and tells another.
+        """
+        name = self.read_master_key(project).vault_key
+        self._once(
+            lambda client: client.secrets.transit.update_key_configuration(
+                name=name,
+                min_decryption_version=oldest,
+                mount_point=self._vault.transit_mount,
+            )
+        )
+        after = self.read_master_key(project)
+        if after.min_decryption_version != oldest:
+            raise VaultBadReply(
+                f"Vault was told to decrypt {name} from version {oldest} on, and says "
+                f"{after.min_decryption_version}"
+            )
+        return after
+
     def check_login(self) -> None:
         """Log in, and nothing else.
 
@@ -342,35 +367,49 @@ class Officer:
         if vault.token_file is not None:
             client.token = _read_secret(vault.token_file, "token_file").reveal().decode()
             return client
+        if vault.jwt_file is not None:
+            jwt = _read_secret(vault.jwt_file, "jwt_file")
+            self._log_in(
+                lambda: client.auth.jwt.jwt_login(
+                    role=vault.jwt_role, jwt=jwt.reveal().decode(), path=vault.jwt_mount
+                ),
+                "JWT",
+            )
+            return client
         if vault.role_id_file is None or vault.secret_id_file is None:
             raise ProfileInvalid(
                 "[vault] of the profile has no login",
-                hint="set role_id_file and secret_id_file, or token_file",
+                hint="set role_id_file and secret_id_file, or jwt_file, or token_file",
             )
         role_id = _read_secret(vault.role_id_file, "role_id_file")
         secret_id = _read_secret(vault.secret_id_file, "secret_id_file")
         try:
-            _translated(
-                vault.address,
+            self._log_in(
                 lambda: client.auth.approle.login(
                     role_id=role_id.reveal().decode(),
                     secret_id=secret_id.reveal().decode(),
                     mount_point=vault.approle_mount,
                 ),
+                "AppRole",
             )
+        finally:
+            secret_id.wipe()
+        return client
+
+    def _log_in(self, login: Callable[[], object], kind: str) -> None:
+        address = self._vault.address
+        try:
+            _translated(address, login)
         except (VaultDenied, VaultRequestRefused) as error:
-            # A wrong secret id is a 400, a wrong mount a 403 or 404.
+            # A wrong secret id or token is a 400, a wrong mount a 403 or 404.
             raise VaultLoginRefused(
-                f"Vault at {vault.address} refuses the AppRole login of the profile"
+                f"Vault at {address} refuses the {kind} login of the profile"
             ) from error
         except (KeyError, TypeError) as error:  # hvac, on an answer without a token
             raise VaultBadReply(
-                f"what answers at {vault.address} does not answer as Vault does"
+                f"what answers at {address} does not answer as Vault does"
             ) from _without_text(error)
-        finally:
-            secret_id.wipe()
         self._own_token = True
-        return client
 
 
 class _NothingThere(VaultDenied):

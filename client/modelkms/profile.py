@@ -42,6 +42,8 @@ class VaultProfile(BaseModel):
         namespace: Vault Enterprise or OpenBao namespace; None: the root.
         transit_mount, approle_mount: where the engines are mounted.
         role_id_file, secret_id_file: AppRole login.
+        jwt_file, jwt_role, jwt_mount: login by a token of an OIDC issuer (a file, read anew each
+            time; the role and mount of Vault's JWT/OIDC method).
         token_file: a file with a token, instead of AppRole.
         master_key_template: name of a project's transit key.
     """
@@ -55,6 +57,9 @@ class VaultProfile(BaseModel):
     approle_mount: str = "approle"
     role_id_file: Path | None = None
     secret_id_file: Path | None = None
+    jwt_file: Path | None = None
+    jwt_role: str | None = None
+    jwt_mount: str = "jwt"
     token_file: Path | None = None
     master_key_template: Annotated[str, StringConstraints(pattern=r"\{project\}")] = (
         "modelkms-{project}"

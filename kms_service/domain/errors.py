@@ -271,6 +271,13 @@ class AuditChainForked(WrongState):
     )
 
 
+class KeysUnderOldVersion(WrongState):
+    reason = "KEYS_UNDER_OLD_VERSION"
+    default_message = (
+        "data keys are still wrapped under older versions of the master key; rewrap them first"
+    )
+
+
 class WrappingVersionUnusable(WrongState):
     reason = "WRAPPING_VERSION_UNUSABLE"
     default_message = "Vault no longer decrypts under the master-key version that wraps this key"

@@ -34,10 +34,16 @@ class MasterKeyServicer:
     def get_master_key(
         self, request: pb.GetMasterKeyRequest, call: Call
     ) -> resources_pb2.MasterKey:
-        if not request.name.endswith(_SUFFIX):
-            raise InvalidField("name", "must be projects/{project}/masterKey")
-        project = ProjectName.parse(request.name.removesuffix(_SUFFIX))
+        project = _project(request.name)
         return conversion.master_key_message(self._get_master_key(call.caller, project))
+
+    def check_retirement(
+        self, request: pb.CheckRetirementRequest, call: Call
+    ) -> resources_pb2.MasterKey:
+        project, oldest = _project(request.name), request.oldest_version
+        return conversion.master_key_message(
+            self._get_master_key.check_retirement(call.caller, project, oldest)
+        )
 
     def rewrap_data_keys(self, request: pb.RewrapDataKeysRequest, call: Call) -> pb.RewrapOperation:
         parent = ProjectName.parse(request.parent, "parent")
@@ -61,6 +67,12 @@ class MasterKeyServicer:
 
     def resume_rewrap(self, request: pb.ResumeRewrapRequest, call: Call) -> pb.RewrapOperation:
         return _operation(self._rewrap.resume(call.caller, RewrapName.parse(request.name)))
+
+
+def _project(name: str) -> ProjectName:
+    if not name.endswith(_SUFFIX):
+        raise InvalidField("name", "must be projects/{project}/masterKey")
+    return ProjectName.parse(name.removesuffix(_SUFFIX))
 
 
 def _operation(view: RewrapView) -> pb.RewrapOperation:

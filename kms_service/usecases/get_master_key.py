@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kms_service.domain.decisions import Action
+from kms_service.domain.errors import InvalidField, KeysUnderOldVersion
 from kms_service.domain.identity import Caller
 from kms_service.domain.names import ProjectName
 from kms_service.domain.ports import Database, MasterKeys
@@ -29,3 +30,33 @@ class GetMasterKey:
                 keys_under_version = tx.versions.count_by_master_key_version(name)
             permit.record(master_key=state.name, latest_version=state.latest_version)
             return MasterKeyView(name, state, keys_under_version)
+
+    def check_retirement(
+        self, caller: Caller, name: ProjectName, oldest_version: int
+    ) -> MasterKeyView:
+        """The state, if no data key of the project is under a version below `oldest_version`.
+
+        Raises:
+            InvalidField: `oldest_version` is not one of the key's.
+            KeysUnderOldVersion: some are; its metadata tells how many under which.
+            and as the call.
+        """
+        with self._gate.admit(
+            caller, Action.GET_MASTER_KEY, name, event="CheckRetirement"
+        ) as permit:
+            project = permit.require(permit.found.project)
+            state = self._master_keys.describe(project.master_key)
+            if not 1 <= oldest_version <= state.latest_version:
+                raise InvalidField("oldest_version", "must be a version of the master key")
+            with self._database.read() as tx:
+                under = tx.versions.count_by_master_key_version(name)
+            permit.note(master_key=state.name, oldest_version=oldest_version)
+            old = {version: count for version, count in under.items() if version < oldest_version}
+            if old:
+                raise KeysUnderOldVersion(
+                    f"{sum(old.values())} data keys are wrapped under versions of the master key "
+                    f"below {oldest_version}; rewrap them first",
+                    **{f"v{version}": str(count) for version, count in sorted(old.items())},
+                )
+            permit.record()
+            return MasterKeyView(name, state, under)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,10 +14,14 @@ from typing import Any
 import hvac
 import pytest
 import requests
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from modelkms.cli.__main__ import main
 from modelkms.errors import (
     MasterKeyMisconfigured,
     ModelKmsError,
+    ProfileInvalid,
     ServerNotTrusted,
     UsageError,
     VaultUnavailable,
@@ -26,6 +32,7 @@ from modelkms.officer import (
     RotationUnknown,
     VaultDenied,
     VaultLoginRefused,
+    VaultRequestRefused,
 )
 from modelkms.profile import VaultProfile
 from requests.adapters import HTTPAdapter
@@ -47,6 +54,11 @@ _UNFIT: Mapping[str, Mapping[str, object]] = {
 class Vault:
     server: OpenBao
     roles: RoleFiles
+    issuer: ec.EllipticCurvePrivateKey
+
+    def sign(self, claims: Mapping[str, object]) -> str:
+        """A token of the issuer that this Vault's JWT method trusts."""
+        return _es256(self.issuer, claims)
 
     def profile(self, role: AppRoleFiles, **changed: object) -> VaultProfile:
         fields: dict[str, object] = {
@@ -67,9 +79,40 @@ def vault(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vault]:
     server = OpenBao.start(folder / "vault")
     try:
         _make_unfit_keys(server)
-        yield Vault(server, set_up(server, folder / "roles"))
+        issuer = ec.generate_private_key(ec.SECP256R1())
+        _trust(server, issuer)
+        yield Vault(server, set_up(server, folder / "roles"), issuer)
     finally:
         server.stop()
+
+
+def _trust(server: OpenBao, issuer: ec.EllipticCurvePrivateKey) -> None:
+    public = issuer.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    root = hvac.Client(url=server.address, token=server.root_token(), verify=str(server.ca_file))
+    root.sys.enable_auth_method("jwt")
+    root.write_data("auth/jwt/config", data={"jwt_validation_pubkeys": [public.decode()]})
+    root.write_data(
+        "auth/jwt/role/modelkms-officer-jwt",
+        data={
+            "role_type": "jwt",
+            "user_claim": "sub",
+            "bound_audiences": ["vault"],
+            "token_policies": ["modelkms-officer"],
+        },
+    )
+    root.session.close()
+
+
+def _es256(key: ec.EllipticCurvePrivateKey, claims: Mapping[str, object]) -> str:
+    def part(data: bytes) -> str:
+        return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+    header = {"alg": "ES256", "typ": "JWT"}
+    signed = ".".join(part(json.dumps(each).encode()) for each in (header, claims))
+    r, s = decode_dss_signature(key.sign(signed.encode(), ec.ECDSA(hashes.SHA256())))
+    return f"{signed}.{part(r.to_bytes(32, 'big') + s.to_bytes(32, 'big'))}"
 
 
 def _make_unfit_keys(server: OpenBao) -> None:
@@ -331,3 +374,41 @@ def _everything_told(error: ModelKmsError) -> str:
         told += [repr(cause), str(cause)]
         cause = cause.__cause__ or cause.__context__
     return "\n".join(told)
+
+
+# --- retiring, and other logins ------------------------------------------------------------------
+
+
+def test_the_oldest_version_moves_both_ways(vault: Vault) -> None:
+    with vault.officer() as officer:
+        officer.ensure_master_key("retired")
+        officer.rotate_master_key("retired")
+        assert officer.set_oldest_version("retired", 2).min_decryption_version == 2
+        assert officer.set_oldest_version("retired", 1).min_decryption_version == 1
+        with pytest.raises(VaultRequestRefused):
+            officer.set_oldest_version("retired", 3)
+        with pytest.raises(MasterKeyNotFound):
+            officer.set_oldest_version("not-there", 1)
+
+
+def test_login_by_a_token_of_an_oidc_issuer(vault: Vault, tmp_path: Path) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    jwt_file, now = tmp_path / "jwt", int(time.time())
+    claims = {"sub": "ana", "aud": "vault", "iat": now, "exp": now + 300}
+    jwt_file.write_text(_es256(key, claims))
+    fields = {"role_id_file": None, "secret_id_file": None, "jwt_file": jwt_file}
+    with (
+        vault.officer(**fields, jwt_role="modelkms-officer-jwt") as officer,
+        pytest.raises(VaultLoginRefused),
+    ):
+        officer.check_login()  # signed by nobody whom this Vault knows
+    jwt_file.write_text("")
+    with (
+        vault.officer(**fields, jwt_role="modelkms-officer-jwt") as officer,
+        pytest.raises(ProfileInvalid),
+    ):
+        officer.check_login()
+    jwt_file.write_text(vault.sign(claims))
+    with vault.officer(**fields, jwt_role="modelkms-officer-jwt") as officer:
+        officer.check_login()
+        assert officer.ensure_master_key("by-jwt").created

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,3 +76,12 @@ class Cli:
     def json(self, *arguments: str | Path) -> Any:
         """Run with --json; it must succeed."""
         return self.ok("--json", *arguments).json()
+
+
+def run_command(command: Sequence[str], words: Sequence[str], env: Mapping[str, str]) -> str:
+    """Run to its end; it must succeed. What it wrote to stdout."""
+    done = subprocess.run(
+        [*command, *words], env=dict(env), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout

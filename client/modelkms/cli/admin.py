@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from modelkms.cli import policy, standing
+from modelkms.cli import policy, retirement, standing
 from modelkms.cli.common import (
     CommandLine,
     ProjectOption,
@@ -39,6 +39,7 @@ def register(app: typer.Typer) -> None:
     destroy = group("destroy", "Destructions that wait for a second officer.")
     command(destroy, "confirm")(destroy_confirm)
     admin.add_typer(project)
+    retirement.register(master_key)
     admin.add_typer(master_key)
     policy.register(admin)
     standing.register(admin)
@@ -83,6 +84,7 @@ def master_key_create(
         Optional[str],  # noqa: UP045 - typer
         typer.Option(
             "--auto-rotate-period",
+            "--auto-rotate",
             metavar="DURATION",
             help="Vault rotates it by itself this often: 24h, 30d (at least an hour).",
         ),
@@ -93,7 +95,7 @@ def master_key_create(
     Under your own Vault login. One that exists already is left as it is, and refused if it is
     not as a master key must be.
 
-    Example: modelkms admin master-key create camera --auto-rotate-period 90d
+    Example: modelkms admin master-key create camera --auto-rotate 90d
     """
     from modelkms.officer import Officer
 

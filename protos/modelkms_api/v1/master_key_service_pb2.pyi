@@ -52,6 +52,32 @@ REWRAP_STATE_DONE: RewrapState.ValueType  # 3
 Global___RewrapState: _TypeAlias = RewrapState  # noqa: Y015
 
 @_typing.final
+class CheckRetirementRequest(_message.Message):
+    """Request of CheckRetirement."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    OLDEST_VERSION_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`projects/{project}/masterKey`."""
+    oldest_version: _builtins.int
+    """The oldest version that is to stay usable, from 1 to the newest."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        oldest_version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "oldest_version", b"oldest_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckRetirementRequest: _TypeAlias = CheckRetirementRequest  # noqa: Y015
+
+@_typing.final
 class RewrapOperation(_message.Message):
     """A rewrap of a project's data keys, shaped as google.longrunning.Operation."""
 

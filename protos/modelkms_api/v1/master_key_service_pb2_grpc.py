@@ -41,6 +41,11 @@ class MasterKeyServiceStub:
                 request_serializer=modelkms__api_dot_v1_dot_master__key__service__pb2.GetMasterKeyRequest.SerializeToString,
                 response_deserializer=modelkms__api_dot_v1_dot_resources__pb2.MasterKey.FromString,
                 _registered_method=True)
+        self.CheckRetirement = channel.unary_unary(
+                '/modelkms_api.v1.MasterKeyService/CheckRetirement',
+                request_serializer=modelkms__api_dot_v1_dot_master__key__service__pb2.CheckRetirementRequest.SerializeToString,
+                response_deserializer=modelkms__api_dot_v1_dot_resources__pb2.MasterKey.FromString,
+                _registered_method=True)
         self.RewrapDataKeys = channel.unary_unary(
                 '/modelkms_api.v1.MasterKeyService/RewrapDataKeys',
                 request_serializer=modelkms__api_dot_v1_dot_master__key__service__pb2.RewrapDataKeysRequest.SerializeToString,
@@ -74,6 +79,15 @@ class MasterKeyServiceServicer:
 
     def GetMasterKey(self, request, context):
         """Reads the state of a project's master key from Vault, and what is wrapped under it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CheckRetirement(self, request, context):
+        """Whether nothing needs the versions of a project's master key below the one given: the gate
+        before they are retired or trimmed. The state, if nothing does; else FAILED_PRECONDITION
+        KEYS_UNDER_OLD_VERSION with the counts in its metadata (`v1` = `41`).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -122,6 +136,11 @@ def add_MasterKeyServiceServicer_to_server(servicer, server):
             'GetMasterKey': grpc.unary_unary_rpc_method_handler(
                     servicer.GetMasterKey,
                     request_deserializer=modelkms__api_dot_v1_dot_master__key__service__pb2.GetMasterKeyRequest.FromString,
+                    response_serializer=modelkms__api_dot_v1_dot_resources__pb2.MasterKey.SerializeToString,
+            ),
+            'CheckRetirement': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckRetirement,
+                    request_deserializer=modelkms__api_dot_v1_dot_master__key__service__pb2.CheckRetirementRequest.FromString,
                     response_serializer=modelkms__api_dot_v1_dot_resources__pb2.MasterKey.SerializeToString,
             ),
             'RewrapDataKeys': grpc.unary_unary_rpc_method_handler(
@@ -177,6 +196,33 @@ class MasterKeyService:
             target,
             '/modelkms_api.v1.MasterKeyService/GetMasterKey',
             modelkms__api_dot_v1_dot_master__key__service__pb2.GetMasterKeyRequest.SerializeToString,
+            modelkms__api_dot_v1_dot_resources__pb2.MasterKey.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckRetirement(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelkms_api.v1.MasterKeyService/CheckRetirement',
+            modelkms__api_dot_v1_dot_master__key__service__pb2.CheckRetirementRequest.SerializeToString,
             modelkms__api_dot_v1_dot_resources__pb2.MasterKey.FromString,
             options,
             channel_credentials,

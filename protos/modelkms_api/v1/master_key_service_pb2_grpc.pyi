@@ -38,6 +38,11 @@ class MasterKeyServiceStub:
     def __new__(cls, channel: _aio.Channel) -> MasterKeyServiceAsyncStub: ...
     GetMasterKey: _grpc.UnaryUnaryMultiCallable[_master_key_service_pb2.GetMasterKeyRequest, _resources_pb2.MasterKey]
     """Reads the state of a project's master key from Vault, and what is wrapped under it."""
+    CheckRetirement: _grpc.UnaryUnaryMultiCallable[_master_key_service_pb2.CheckRetirementRequest, _resources_pb2.MasterKey]
+    """Whether nothing needs the versions of a project's master key below the one given: the gate
+    before they are retired or trimmed. The state, if nothing does; else FAILED_PRECONDITION
+    KEYS_UNDER_OLD_VERSION with the counts in its metadata (`v1` = `41`).
+    """
     RewrapDataKeys: _grpc.UnaryUnaryMultiCallable[_master_key_service_pb2.RewrapDataKeysRequest, _master_key_service_pb2.RewrapOperation]
     """Starts moving a project's data keys under the newest version of its master key: a long-running
     operation, carried on by all replicas, whoever goes away. If one is not done yet, that one is
@@ -59,6 +64,11 @@ class MasterKeyServiceAsyncStub(MasterKeyServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetMasterKey: _aio.UnaryUnaryMultiCallable[_master_key_service_pb2.GetMasterKeyRequest, _resources_pb2.MasterKey]  # type: ignore[assignment]
     """Reads the state of a project's master key from Vault, and what is wrapped under it."""
+    CheckRetirement: _aio.UnaryUnaryMultiCallable[_master_key_service_pb2.CheckRetirementRequest, _resources_pb2.MasterKey]  # type: ignore[assignment]
+    """Whether nothing needs the versions of a project's master key below the one given: the gate
+    before they are retired or trimmed. The state, if nothing does; else FAILED_PRECONDITION
+    KEYS_UNDER_OLD_VERSION with the counts in its metadata (`v1` = `41`).
+    """
     RewrapDataKeys: _aio.UnaryUnaryMultiCallable[_master_key_service_pb2.RewrapDataKeysRequest, _master_key_service_pb2.RewrapOperation]  # type: ignore[assignment]
     """Starts moving a project's data keys under the newest version of its master key: a long-running
     operation, carried on by all replicas, whoever goes away. If one is not done yet, that one is
@@ -83,6 +93,17 @@ class MasterKeyServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_resources_pb2.MasterKey, _abc.Awaitable[_resources_pb2.MasterKey]]:
         """Reads the state of a project's master key from Vault, and what is wrapped under it."""
+
+    @_abc_1.abstractmethod
+    def CheckRetirement(
+        self,
+        request: _master_key_service_pb2.CheckRetirementRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_resources_pb2.MasterKey, _abc.Awaitable[_resources_pb2.MasterKey]]:
+        """Whether nothing needs the versions of a project's master key below the one given: the gate
+        before they are retired or trimmed. The state, if nothing does; else FAILED_PRECONDITION
+        KEYS_UNDER_OLD_VERSION with the counts in its metadata (`v1` = `41`).
+        """
 
     @_abc_1.abstractmethod
     def RewrapDataKeys(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 from modelkms.artifact import ArtifactReader
 from modelkms.errors import (
+    KeysUnderOldVersion,
     MemberNotFound,
     ModelNotFoundOrDenied,
     VersionDisabled,
@@ -77,6 +78,7 @@ class FakeService:
     blocks: dict[str, BlockInfo] = field(default_factory=dict)
     freezes: dict[str, FreezeInfo] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
+    oldest_used: int = 1
     refusal: str = ""
     failure: BaseException | None = None
     data_key: bytes = bytes(32)
@@ -401,6 +403,11 @@ class FakeClient:
 
     def list_freezes(self) -> list[FreezeInfo]:
         return list(self._service.freezes.values())
+
+    def check_retirement(self, oldest_version: int, project: str | None = None) -> MasterKeyInfo:
+        if oldest_version > self._service.oldest_used:
+            raise KeysUnderOldVersion("1 data keys are under old versions", metadata={"v1": "1"})
+        return self.get_master_key(project)
 
     def get_master_key(self, project: str | None = None) -> MasterKeyInfo:
         self._fail()
