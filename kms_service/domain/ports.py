@@ -326,7 +326,7 @@ class Rewraps(Protocol):
     def claim(
         self, name: RewrapName, size: int, now: datetime
     ) -> RewrapBatch | NothingYet | Finished | None:
-        """At most `size` data keys that nobody else works on, for a minute; what nobody came back
+        """At most `size` data keys that nobody else works on, for a while; what nobody came back
         from in that time is given out again. None: it is not RUNNING."""
 
     def settle(

@@ -43,7 +43,7 @@ from kms_service.domain.rewrapping import (
     RewrapState,
 )
 
-CLAIM_FOR = timedelta(minutes=1)
+CLAIM_FOR = timedelta(seconds=20)
 """Longer than any call of Vault and the database may take; after it others may redo the work."""
 _OTHERS_WORK = timedelta(milliseconds=200)
 _SECOND_US = 1_000_000

@@ -70,7 +70,7 @@ class SqlVersionTable:
 
     def insert(self, version: Version) -> None:
         try:
-            self._connection.execute(insert(_TABLE).values(_columns(version)))
+            self._connection.execute(insert(_TABLE).values(version_columns(version)))
         except IntegrityError as error:
             raise ConcurrentUpdate from error
 
@@ -83,7 +83,7 @@ class SqlVersionTable:
                 _TABLE.c.number == version.name.number,
                 _TABLE.c.revision == version.revision - 1,
             )
-            .values(_columns(version))
+            .values(version_columns(version))
         )
         if changed.rowcount != 1:
             raise ConcurrentUpdate
@@ -166,7 +166,7 @@ class SqlVersionTable:
         return _version(row) if row is not None else None
 
 
-def _columns(version: Version) -> dict[str, object]:
+def version_columns(version: Version) -> dict[str, object]:
     pin = version.pin
     return {
         "project": version.name.project,

@@ -1,0 +1,283 @@
+"""Replicas on one PostgreSQL, each a process of its own, before a real OpenBao."""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import grpc
+import pytest
+from modelkms_api.v1 import (
+    key_service_pb2,
+    key_service_pb2_grpc,
+    key_transport_pb2,
+    master_key_service_pb2,
+    master_key_service_pb2_grpc,
+    model_service_pb2,
+    model_service_pb2_grpc,
+)
+
+from kms_service.adapters.database import SqlDatabase
+from kms_service.domain.binding import data_key_context
+from kms_service.domain.catalogue import Version
+from kms_service.domain.names import ModelName
+from tests.support import key_transport_opener as opener
+from tests.support.certificates import TestAuthority
+from tests.support.data_keys import fill
+from tests.support.postgresql import PostgresServer
+from tests.support.server import refusal
+from tests.support.service_process import TRUST_DOMAIN, ServiceProcess
+from tests.support.vault_servers import VaultRig
+
+pytestmark = pytest.mark.xdist_group("vault")
+
+TIMEOUT_S = 30.0
+KEYS = 6000
+
+
+@pytest.fixture(scope="module")
+def vault(vault_of: Callable[[str], VaultRig]) -> VaultRig:
+    return vault_of("openbao")
+
+
+@pytest.fixture(scope="module")
+def url(postgres: PostgresServer) -> str:
+    return postgres.new_database()
+
+
+@pytest.fixture(scope="module")
+def replicas(
+    tmp_path_factory: pytest.TempPathFactory, vault: VaultRig, url: str
+) -> Iterator[list[ServiceProcess]]:
+    """Two, running."""
+    folder, authority = tmp_path_factory.mktemp("replicas"), TestAuthority(TRUST_DOMAIN)
+    found = [
+        ServiceProcess(
+            folder / name,
+            authority,
+            vault.server.address,
+            vault.server.ca_file,
+            vault.roles.service,
+            settings={
+                "DATABASE__URL": url,
+                "AUDIT__CHAIN": name,
+                "STORE__FOLDER": str(folder / "artifacts"),
+                "LOG__LEVEL": "info",
+            },
+        )
+        for name in ("one", "two")
+    ]
+    try:
+        for replica in found:
+            replica.start()
+        yield found
+    finally:
+        for replica in found:
+            replica.stop()
+
+
+@pytest.fixture
+def face(replicas: list[ServiceProcess], vault: VaultRig) -> ModelName:
+    """A model of a project of its own, with a master key of its own."""
+    model = ModelName(f"p-{secrets.token_hex(4)}", "face")
+    vault.make_key(master_key_of(model))
+    with replicas[0].channel("admin/a") as channel:
+        models = model_service_pb2_grpc.ModelServiceStub(channel)
+        models.CreateProject(
+            model_service_pb2.CreateProjectRequest(project_id=model.project), timeout=TIMEOUT_S
+        )
+        models.CreateModel(
+            model_service_pb2.CreateModelRequest(parent=str(model.parent), model_id="face"),
+            timeout=TIMEOUT_S,
+        )
+    return model
+
+
+def master_key_of(model: ModelName) -> str:
+    return f"modelkms-{model.project}"
+
+
+def rewrap(
+    channel: grpc.Channel, model: ModelName, rate: int = 0
+) -> master_key_service_pb2.RewrapOperation:
+    return master_key_service_pb2_grpc.MasterKeyServiceStub(channel).RewrapDataKeys(
+        master_key_service_pb2.RewrapDataKeysRequest(
+            parent=str(model.parent), keys_per_second_limit=rate
+        ),
+        timeout=TIMEOUT_S,
+    )
+
+
+def watched(
+    channel: grpc.Channel,
+    name: str,
+    until: Callable[[master_key_service_pb2.RewrapOperation], bool],
+) -> master_key_service_pb2.RewrapOperation:
+    call = master_key_service_pb2_grpc.MasterKeyServiceStub(channel).WatchRewrap(
+        master_key_service_pb2.WatchRewrapRequest(name=name), timeout=120
+    )
+    for operation in call:
+        if until(operation):
+            call.cancel()
+            return operation
+    raise AssertionError("the watch ended too early")
+
+
+class Client:
+    """Leases data keys and opens them by the reference opener."""
+
+    def __init__(self, channel: grpc.Channel) -> None:
+        self._keys = key_service_pb2_grpc.KeyServiceStub(channel)
+        self._key = opener.PrivateKey.from_seed(1, os.urandom(32))
+
+    def data_key(self, version: Version, principal: str) -> bytes:
+        nonce = os.urandom(32)
+        answer = self._keys.LeaseDataKey(
+            key_service_pb2.LeaseDataKeyRequest(
+                name=str(version.name),
+                client_key=key_transport_pb2.ClientKey(
+                    suite=key_transport_pb2.KeyTransportSuite.ValueType(1),
+                    public_key=self._key.public_bytes,
+                    request_nonce=nonce,
+                ),
+            ),
+            timeout=TIMEOUT_S,
+        )
+        session = answer.data_key.session
+        info = opener.info(1, principal, self._key.public_bytes, session.session_id)
+        secret = self._key.open_secret(session.encrypted_secret, info)
+        pin = version.pin
+        assert pin is not None
+        duration = answer.lease_duration
+        aad = opener.aad(
+            "lease",
+            nonce,
+            answer.lease.name,
+            version.uid,
+            opener.pin(pin.length_bytes, pin.floe_header_tag, pin.digest),
+            duration.seconds * 1000 + duration.nanos // 1_000_000,
+        )
+        return opener.open_data_key(secret, answer.data_key.nonce, answer.data_key.ciphertext, aad)
+
+
+@pytest.mark.faults
+def test_f59_a_replica_killed_in_a_rewrap_loses_nothing_and_every_key_opens_throughout(
+    replicas: list[ServiceProcess], vault: VaultRig, face: ModelName, url: str
+) -> None:
+    master_key = master_key_of(face)
+    published = list(fill(url, vault, master_key_of(face), face, KEYS))
+    vault.root.secrets.transit.rotate_key(master_key)
+    one, two = replicas
+    stop, problems, opened = threading.Event(), [], []
+
+    def read() -> None:
+        """A client of the replica that stays: random versions, all the while."""
+        try:
+            with two.channel("reader/a") as channel:
+                client = Client(channel)
+                while not stop.is_set():
+                    version, key = random.choice(published)
+                    principal = f"spiffe://{TRUST_DOMAIN}/reader/a"
+                    assert client.data_key(version, principal) == key
+                    opened.append(version.name.number)
+        except BaseException as error:
+            problems.append(repr(error))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        with one.channel("admin/a") as channel:
+            started = rewrap(channel, face, 1500)
+            assert started.total_keys == KEYS
+            watched(channel, started.name, lambda seen: seen.rewrapped_keys > KEYS // 6)
+        one.signal(signal.SIGKILL)
+        one.wait()
+        with two.channel("admin/a") as channel:
+            watched(channel, started.name, lambda seen: seen.rewrapped_keys > KEYS // 2)
+            one.start()
+            ended = watched(channel, started.name, lambda seen: seen.done)
+    finally:
+        stop.set()
+        reader.join(60)
+    assert problems == []
+    assert len(opened) > 10
+    assert (ended.rewrapped_keys, ended.failed_keys, ended.left_keys) == (KEYS, 0, 0)
+    database = SqlDatabase(url)
+    try:
+        with database.read() as tx:
+            assert tx.versions.count_by_master_key_version(face.parent) == {2: KEYS}
+            # The old version retired in Vault: nothing needs it.
+            vault.root.secrets.transit.update_key_configuration(
+                master_key, min_decryption_version=2
+            )
+            with vault.master_keys() as keys:
+                for version, key in random.sample(published, 50):
+                    now = tx.versions.get(version.name)
+                    assert now is not None
+                    context = data_key_context(face, now.uid)
+                    assert keys.unwrap(master_key, now.wrapped_key, context).reveal() == key
+    finally:
+        database.close()
+
+
+@pytest.mark.faults
+def test_f67_what_one_replica_ends_holds_on_the_other_at_once(
+    replicas: list[ServiceProcess], vault: VaultRig, face: ModelName, url: str
+) -> None:
+    ((version, key),) = fill(url, vault, master_key_of(face), face, 1)
+    one, two = replicas
+    with one.channel("admin/a") as admin, two.channel("reader/a") as reader:
+        client = Client(reader)
+        assert client.data_key(version, f"spiffe://{TRUST_DOMAIN}/reader/a") == key
+        model_service_pb2_grpc.ModelServiceStub(admin).DisableVersion(
+            model_service_pb2.DisableVersionRequest(name=str(version.name)), timeout=TIMEOUT_S
+        )
+        with pytest.raises(grpc.RpcError) as caught:
+            client.data_key(version, "")
+        assert refusal(caught.value).reason == "VERSION_DISABLED"
+
+
+@pytest.mark.faults
+def test_f58_the_service_outlives_a_restart_of_its_database(
+    postgres: PostgresServer,
+    replicas: list[ServiceProcess],
+    vault: VaultRig,
+    face: ModelName,
+    url: str,
+) -> None:
+    ((version, key),) = fill(url, vault, master_key_of(face), face, 1)
+    with replicas[0].channel("reader/a") as channel:
+        client = Client(channel)
+        principal = f"spiffe://{TRUST_DOMAIN}/reader/a"
+        assert client.data_key(version, principal) == key
+        postgres.kill()
+        with pytest.raises(grpc.RpcError) as caught:
+            client.data_key(version, principal)
+        told = refusal(caught.value)
+        assert (told.code, told.reason) == (grpc.StatusCode.UNAVAILABLE, "STATE_UNAVAILABLE")
+        assert told.retry_after_s is not None
+        postgres.start_again()
+        assert eventually(lambda: _opens(client, version, principal)) == key
+
+
+def _opens(client: Client, version: Version, principal: str) -> bytes | None:
+    """The data key; None while the database is away, told as such."""
+    try:
+        return client.data_key(version, principal)
+    except grpc.RpcError as error:
+        reason = refusal(error).reason
+    if reason != "STATE_UNAVAILABLE":
+        raise AssertionError(reason)
+    return None
+
+
+def eventually(ask: Callable[[], bytes | None]) -> bytes | None:
+    end = time.monotonic() + TIMEOUT_S
+    while (found := ask()) is None and time.monotonic() < end:
+        time.sleep(0.1)
+    return found
