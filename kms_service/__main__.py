@@ -1,4 +1,4 @@
-"""`modelkms-server`: serve, migrate, check-config, audit, policy test, dev.
+"""`modelkms-server`: serve, migrate, check-config, audit, policy, the first officer, dev.
 
 Exit codes: 0 done · 1 internal · 2 usage or configuration · 5 unavailable · 6 corrupt (a damaged
 audit log). Errors are `error:` and `hint:` lines on standard error.
@@ -92,6 +92,35 @@ def status(
     say(json.dumps(facts) if as_json else summary(facts))
     if facts["state"] != "SERVING":
         sys.exit(UNAVAILABLE)
+
+
+@app.command("bootstrap-officer")
+def bootstrap_officer(
+    config: ConfigFile,
+    officer: Annotated[str, typer.Argument(metavar="PRINCIPAL", help="SPIFFE ID, or oidc:…")],
+) -> None:
+    """Make the first security officer, once; it is recorded in the audit log."""
+    from kms_service.officers import bootstrap_officer
+
+    folder = bootstrap_officer(load(config), officer)
+    say(f"{officer} is the first security officer, by the policies in {folder}")
+
+
+@app.command("break-glass")
+def break_glass(
+    config: ConfigFile,
+    principal: Annotated[str, typer.Argument(metavar="PRINCIPAL", help="SPIFFE ID, or oidc:…")],
+    reason: Annotated[str, typer.Option(help="Why; it is recorded.")],
+    minutes: Annotated[int, typer.Option(help="For how long, at most 240.")] = 60,
+) -> None:
+    """Let a principal administer for a while, when no officer can; it is recorded."""
+    from datetime import timedelta
+
+    from kms_service.officers import break_glass
+
+    broken = break_glass(load(config), principal, reason, timedelta(minutes=minutes))
+    until = broken.until.strftime("%Y-%m-%d %H:%M:%SZ")
+    say(f"{principal} administers until {until}; then remove {broken.file}")
 
 
 @policy_app.command("test")

@@ -13,6 +13,9 @@ from kms_service.telemetry.metrics import Metrics
 
 _log = get_logger(__name__)
 
+BREAK_GLASS = "break-glass"
+"""Beginning of the ids of policies that `modelkms-server break-glass` writes."""
+
 _Signature = tuple[tuple[str, int, int, int], ...]
 """Name, inode, time of change (ns) and size of each file of the folder."""
 
@@ -68,6 +71,8 @@ class PolicyReloader:
         self._metrics.policy_loads.labels(result="loaded").inc()
         self._metrics.policies_current.set(1)
         self._metrics.policy_epoch.inc()
+        glass = [each for each in self._engine.current.source if each.startswith(BREAK_GLASS)]
+        self._metrics.break_glass.set(len(glass))
         self._metrics.policy_fingerprint.set(_fingerprint(self._engine.current.files.epoch))
 
     def _signature(self) -> _Signature | None:

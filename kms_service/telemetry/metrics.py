@@ -184,6 +184,10 @@ class Metrics:
             "modelkms_policies_current",
             "0 while the policy files are refused and the last good set stays in force",
         )
+        self.break_glass = self._gauge(
+            "modelkms_break_glass_policies",
+            "Break-glass policies in the set in force, ended ones included: normally 0",
+        )
         self.policy_epoch = self._gauge(
             "modelkms_policy_epoch", "How often a policy set took effect since the start"
         )

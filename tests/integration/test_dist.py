@@ -93,6 +93,10 @@ def test_the_wheels_are_typed_licensed_and_whole(installed: Path) -> None:
         licence = (information / "licenses" / "LICENSE").read_text()
         assert licence == (REPOSITORY / "LICENSE").read_text()
     beside = {Path("development/vault_policies") / file for file in VAULT_POLICIES}
+    beside |= {
+        Path("starter_policies") / file.name
+        for file in (REPOSITORY / "deploy" / "policies").iterdir()
+    }
     for name, tree in {"modelkms": "client", "kms_service": ".", "modelkms_api": "protos"}.items():
         expected = sources(REPOSITORY / tree / name)
         assert sources(site / name) == (expected | beside if name == "kms_service" else expected)

@@ -195,6 +195,7 @@ def test_an_answer_to_another_subject_is_refused(rig: Rig) -> None:
 # --- certificates --------------------------------------------------------------------------------
 
 
+@pytest.mark.faults
 def test_replaced_certificate_files_are_taken_without_a_new_client(rig: Rig) -> None:
     """As a SPIFFE agent does: a new key and certificate, before the old one ends."""
     home = rig.folder / "home" / "security"
@@ -209,6 +210,7 @@ def test_replaced_certificate_files_are_taken_without_a_new_client(rig: Rig) -> 
     assert client.list_projects()
 
 
+@pytest.mark.faults
 def test_half_replaced_files_are_not_used_until_they_fit(rig: Rig) -> None:
     home = rig.folder / "home" / "publisher"
     client = rig.world.client("publisher")
@@ -227,6 +229,7 @@ def test_half_replaced_files_are_not_used_until_they_fit(rig: Rig) -> None:
     assert client.whoami().instance == successor.instance
 
 
+@pytest.mark.faults
 def test_f08_a_client_outlives_its_first_certificate(rig: Rig) -> None:
     home = rig.folder / "home" / "reader"
     rig.world.profile("reader")

@@ -256,3 +256,12 @@ audit_heads = Table(
     Column("records", BigInteger, nullable=False),
     Column("hash", String(64), nullable=False),
 )
+
+# What happens once in the life of a deployment.
+milestones = Table(
+    "milestones",
+    metadata,
+    Column("name", String(63), primary_key=True),
+    Column("time_us", BigInteger, nullable=False),
+    Column("details", Text, nullable=False),
+)

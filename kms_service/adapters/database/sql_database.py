@@ -183,5 +183,20 @@ class SqlDatabase:
         self._transactions.transact(remember)
         return True
 
+    def reach_milestone(self, name: str, details: str, now: datetime) -> str:
+        """Record that something happened that happens once, unless it is recorded already; the
+        details of the record that stands."""
+        known = select(schema.milestones.c.details).where(schema.milestones.c.name == name)
+
+        def reach(connection: Connection) -> str:
+            before = connection.execute(known).scalar_one_or_none()
+            if before is not None:
+                return str(before)
+            row = {"name": name, "time_us": to_us(now), "details": details}
+            connection.execute(schema.milestones.insert().values(row))
+            return details
+
+        return self._transactions.transact(reach)
+
     def close(self) -> None:
         self._transactions.engine.dispose()
