@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from modelkms.opened import OpenedModel
     from modelkms.profile import Profile
     from modelkms.reference import Reference
+    from modelkms.timings import Timings
     from modelkms.types import (
         AliasInfo,
         Identity,
@@ -51,6 +52,7 @@ __all__ = [
     "ProjectInfo",
     "Pushed",
     "Reference",
+    "Timings",
     "VersionInfo",
     "__version__",
     "connect",
@@ -65,6 +67,7 @@ _HOMES = {
     "OpenedModel": "opened",
     "Profile": "profile",
     "Reference": "reference",
+    "Timings": "timings",
 }
 
 

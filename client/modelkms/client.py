@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -22,6 +22,7 @@ from modelkms.reference import Reference
 from modelkms.renewal import LeaseCallback
 from modelkms.session import Session
 from modelkms.stored import StoredArtifact, stored_artifact
+from modelkms.timings import Timings
 from modelkms.types import (
     AliasInfo,
     BlockInfo,
@@ -150,6 +151,7 @@ class Client:
         progress: ProgressCallback | None = None,
         *,
         loader: str | None = None,
+        trace: Callable[[Timings], object] | None = None,
         **options: Any,
     ) -> Any:
         """What the loader of this kind of model makes of it (docs/guides/loaders.md): an
@@ -159,6 +161,7 @@ class Client:
 
         Args:
             loader: by name, instead of by what the model holds.
+            trace: told in the end where the time went.
             options: for the loader.
 
         Raises:
@@ -168,7 +171,10 @@ class Client:
         """
         with ExitStack() as stack:
             model = stack.enter_context(self.open(ref, attributes, progress))
-            loaded = loaders.load(model, loader, **options)
+            with model.timing_load():
+                loaded = loaders.load(model, loader, **options)
+            if trace is not None:
+                trace(model.timings)
             if isinstance(loaded, loaders.HeldModel):
                 loaded.hold(stack)
             return loaded

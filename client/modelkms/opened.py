@@ -42,6 +42,7 @@ from modelkms.memory_file import MemoryFile
 from modelkms.renewal import LeaseCallback, Tenure
 from modelkms.secret import SecretBytes
 from modelkms.session import Session
+from modelkms.timings import Stopwatch, Timings
 from modelkms.types import LeaseEvent, LeaseInfo, ProgressCallback, VersionInfo
 
 if TYPE_CHECKING:
@@ -63,15 +64,18 @@ def open_model(
     on_lease_event: LeaseCallback | None = None,
 ) -> OpenedModel:
     """Lease the data key, get the artifact, open it. `name` is a resource name."""
-    leased = lease_key(session, name, attributes)
-    source = _Source(downloader, leased.version, leased.data_key, progress, leased.link)
+    watch = Stopwatch()
+    with watch.step("lease"):
+        leased = lease_key(session, name, attributes)
+    source = _Source(downloader, leased.version, leased.data_key, progress, leased.link, watch)
     copy: _Copy | None = None
     try:
         copy = source.open()
         if boottime_s() >= leased.renew_at_s:
             # The download took most of the lease, or all of it; one that has ended cannot be
             # renewed. The same version anew, whatever the reference means by now.
-            leased = leased.replaced_by(lease_key(session, leased.version.name, attributes))
+            with watch.step("lease"):
+                leased = leased.replaced_by(lease_key(session, leased.version.name, attributes))
     except BaseException:
         if copy is not None:
             copy.close()
@@ -106,6 +110,7 @@ class OpenedModel:
     ) -> None:
         self._session = session
         self._source = source
+        self._watch = source.watch
         self._copy = copy
         self._retired: list[_Copy] = []
         self._memory_files: dict[str, MemoryFile] = {}
@@ -123,6 +128,17 @@ class OpenedModel:
     def version(self) -> VersionInfo:
         """What the reference meant."""
         return self._leased.version
+
+    @property
+    def timings(self) -> Timings:
+        """Where the time went, so far."""
+        return self._watch.timings()
+
+    @contextmanager
+    def timing_load(self) -> Iterator[None]:
+        """Count what the block takes as loading, but for what is decrypted in it."""
+        with self._watch.rest("load", without="decrypt"):
+            yield
 
     @property
     def ended(self) -> ModelKmsError | None:
@@ -418,6 +434,10 @@ class OpenedModel:
 
     def _with_fresh_copy(self, act: Callable[[ArtifactReader], T]) -> T:
         """Act; if the copy at hand is damaged, once more on one fetched anew (F53)."""
+        with self._watch.step("decrypt"):
+            return self._act(act)
+
+    def _act(self, act: Callable[[ArtifactReader], T]) -> T:
         copy = self._copy
         try:
             return act(copy.reader)
@@ -503,7 +523,9 @@ class _Source:
         data_key: SecretBytes,
         progress: ProgressCallback | None,
         link: str,
+        watch: Stopwatch,
     ) -> None:
+        self.watch = watch
         self._downloader = downloader
         self._version = version
         self._data_key = data_key
@@ -526,9 +548,13 @@ class _Source:
         return self._open()
 
     def _open(self) -> _Copy:
-        file = self._downloader.open(self._version, self._progress, self._authenticates, self._link)
+        with self.watch.step("download"):
+            file = self._downloader.open(
+                self._version, self._progress, self._authenticates, self._link
+            )
         try:
-            return _Copy(self._read(file), file)
+            with self.watch.step("decrypt"):
+                return _Copy(self._read(file), file)
         except BaseException:
             file.close()
             raise

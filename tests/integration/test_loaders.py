@@ -26,6 +26,7 @@ from modelkms.errors import (
 from modelkms.loaders import HeldModel
 from modelkms.loaders.huggingface import LoraAdapter
 from modelkms.loaders.safetensors import SafetensorsFile
+from modelkms.timings import STEPS
 
 from tests.support.onnx_models import adder
 from tests.support.sdk_world import SdkWorld, sdk_world
@@ -455,6 +456,31 @@ def test_load_with_a_client_of_its_own(
     assert modelkms.load(ref, profile, loader="bytes") == b"GGUF and more"
 
 
+def test_the_split_of_the_time_is_told(push: Any, reader: modelkms.Client) -> None:
+    ref = push({"model.safetensors": safetensors.numpy.save(ARRAYS)})
+    told: list[modelkms.Timings] = []
+    reader.load(ref, trace=told.append)
+    reader.load(ref, trace=told.append)
+    for timings in told:
+        assert timings.resolve_s == 0.0  # leasing finds the version too
+        assert all(
+            seconds > 0
+            for seconds in (
+                timings.lease_s,
+                timings.download_s,
+                timings.decrypt_s,
+                timings.load_s,
+            )
+        )
+    assert told[0].as_dict().keys() == {f"{step}_s" for step in STEPS}
+    with reader.open(ref) as model:
+        before = model.timings
+        model.read()
+        assert model.timings.decrypt_s > before.decrypt_s
+        assert model.timings.lease_s == before.lease_s
+        assert str(before).startswith("resolve 0.000 s, lease ")
+
+
 def test_the_guide(reader: modelkms.Client, publisher: modelkms.Client, tmp_path: Path) -> None:
     """Its commands run, one after the other."""
     gguf = tmp_path / "speech" / "model.gguf"
@@ -487,4 +513,4 @@ def test_the_guide(reader: modelkms.Client, publisher: modelkms.Client, tmp_path
     assert names["two"].keys() == {"layer.0.bias", "layer.0.weight"}
     assert (names["config"], names["magic"]) == ("{}", b"GGUF")
     assert isinstance(names["CsvLoader"](), loaders.Loader)
-    assert len(blocks) == 6
+    assert len(blocks) == 7

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import resource
@@ -15,12 +16,13 @@ import typer
 
 from modelkms.cli.common import CommandLine, Reference, command
 from modelkms.cli.lease_end import LeaseEnd, OnRevoke
-from modelkms.cli.output import write_error
+from modelkms.cli.output import note, write_error
 from modelkms.errors import LocalError, ModelKmsError, PathUnusable, UsageError
 
 if TYPE_CHECKING:
     from modelkms.cli.signals import SignalRelay
     from modelkms.opened import OpenedModel
+    from modelkms.timings import Timings
 
 OWN_FAILURE = 125
 NOT_EXECUTABLE = 126
@@ -55,6 +57,9 @@ def run(
         str,
         typer.Option("--grace", metavar="DURATION", help="Between SIGTERM and SIGKILL: 60s, 5m."),
     ] = "60s",
+    trace: Annotated[
+        bool, typer.Option("--trace", help="Tell where the time went until the command starts.")
+    ] = False,
 ) -> None:
     """Run a command on a model, decrypted in memory only.
 
@@ -66,7 +71,7 @@ def run(
     Example: modelkms run camera/face-detector -- python detect.py {model}
     """
     try:
-        code = _run(cli, ref, program, on_revoke, _grace_s(grace))
+        code = _run(cli, ref, program, on_revoke, _grace_s(grace), trace)
     except ModelKmsError as error:
         told_apart = isinstance(error, CommandNotFound | CommandNotExecutable)
         code = error.exit_code if told_apart else OWN_FAILURE
@@ -96,7 +101,12 @@ def _grace_s(text: str) -> float:
 
 
 def _run(
-    cli: CommandLine, ref: str, program: Sequence[str], on_revoke: OnRevoke, grace_s: float
+    cli: CommandLine,
+    ref: str,
+    program: Sequence[str],
+    on_revoke: OnRevoke,
+    grace_s: float,
+    trace: bool,
 ) -> int:
     from modelkms.cli.signals import Interrupted, SignalRelay
 
@@ -106,24 +116,37 @@ def _run(
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         with SignalRelay() as relay:  # first of all: later threads inherit its signal mask
-            return _open_and_run(cli, ref, program, relay, LeaseEnd(on_revoke, grace_s, relay))
+            lease_end = LeaseEnd(on_revoke, grace_s, relay)
+            return _open_and_run(cli, ref, program, relay, lease_end, trace)
     except Interrupted as interrupted:
         return 128 + interrupted.number
 
 
 def _open_and_run(
-    cli: CommandLine, ref: str, program: Sequence[str], relay: SignalRelay, lease_end: LeaseEnd
+    cli: CommandLine,
+    ref: str,
+    program: Sequence[str],
+    relay: SignalRelay,
+    lease_end: LeaseEnd,
+    trace: bool,
 ) -> int:
     with cli.client() as client:
         with cli.progress() as progress:
             model = client.open(ref, progress=progress, on_lease_event=lease_end)
         # The command ends first, then its files go.
         with model, model.materialize(keep_when_ended=True) as materialized:
+            if trace:
+                _tell(model.timings, as_json=cli.json)
             path = _model_path(model, materialized)
             arguments = [part.replace(_PLACEHOLDER, str(path)) for part in program]
             code = _wait(relay, arguments, path, lease_end)
             relay.finish()  # what is removed now is removed wholly
     return code
+
+
+def _tell(timings: Timings, *, as_json: bool) -> None:
+    """On stderr: stdout is the command's."""
+    note(json.dumps({"trace": timings.as_dict()}) if as_json else f"trace: {timings}")
 
 
 def _model_path(model: OpenedModel, materialized: Path) -> Path:

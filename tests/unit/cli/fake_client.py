@@ -34,6 +34,7 @@ from modelkms.policy import (
 )
 from modelkms.reference import Reference
 from modelkms.renewal import LeaseCallback
+from modelkms.timings import Timings
 from modelkms.types import (
     AliasInfo,
     BlockInfo,
@@ -140,6 +141,7 @@ class FakeOpenedModel:
         self.version = version
         self._contents = contents
         self.single_file = len(contents) == 1
+        self.timings = Timings(lease_s=0.25, decrypt_s=1.5)
 
     def files(self) -> list[str]:
         return sorted(self._contents)

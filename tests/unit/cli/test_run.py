@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -82,6 +83,16 @@ def test_a_file_is_a_file_and_is_gone_afterwards() -> None:
     assert path.startswith("/dev/shm/")
     assert path.endswith("/model.onnx")
     assert not Path(path).parent.exists()
+
+
+def test_trace_tells_where_the_time_went(cli: Cli) -> None:
+    done = cli("run", "file", "--trace", "--", "true")
+    assert done.code == 0
+    assert (
+        "trace: resolve 0.000 s, lease 0.250 s, download 0.000 s, decrypt 1.500 s, load 0.000 s"
+    ) in done.err
+    done = cli("--json", "run", "file", "--trace", "--", "true")
+    assert json.loads(done.err)["trace"]["lease_s"] == 0.25
 
 
 def test_a_folder_is_a_folder() -> None:
