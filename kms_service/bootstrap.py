@@ -84,6 +84,7 @@ from kms_service.service import Service, ServiceParts
 from kms_service.status import Status
 from kms_service.telemetry.metrics import Metrics
 from kms_service.telemetry.metrics_server import MetricsServer
+from kms_service.telemetry.tracing import NoTracer, Tracer
 from kms_service.timers import Timer
 from kms_service.usecases.ask_policy import AskPolicy
 from kms_service.usecases.authorisation import Gate
@@ -182,6 +183,7 @@ def build(config: Config) -> Service:
         ),
         FairShare(pools.unary, share),
         metrics,
+        adapters.tracer,
     )
     health = HealthServicer()
     readiness = _readiness(health, adapters, metrics)
@@ -220,6 +222,7 @@ def build(config: Config) -> Service:
                 adapters.audit.close,
                 *([adapters.audit_stream.close] if adapters.audit_stream is not None else []),
                 adapters.vault.close,
+                adapters.tracer.close,
                 adapters.database.close,
             ),
             port_file=server.port_file,
@@ -262,6 +265,7 @@ class Adapters:
     journal: DecisionJournal
     audit: FileAuditLog
     audit_stream: AuditStream | None
+    tracer: Tracer
     store: ArtifactStore
     transport: HpkeKeyTransport
 
@@ -299,7 +303,23 @@ def open_vault(config: Config) -> VaultMasterKeys:
     return VaultMasterKeys(open_vault_session(config), config.vault.transit_mount)
 
 
-def open_vault_session(config: Config) -> VaultSession:
+def open_tracer(config: Config) -> Tracer:
+    """
+    Raises:
+        ConfigurationError: traces are wanted, and the extra is not installed.
+    """
+    if config.tracing.endpoint is None:
+        return NoTracer()
+    try:
+        from kms_service.telemetry.opentelemetry import otlp
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            f"tracing.endpoint: needs {error.name}: pip install 'modelkms-server[tracing]'"
+        ) from error
+    return otlp(config.tracing.endpoint, config.tracing.sample_ratio)
+
+
+def open_vault_session(config: Config, tracer: Tracer | None = None) -> VaultSession:
     """Does not connect yet."""
     vault = config.vault
     return VaultSession(
@@ -313,7 +333,8 @@ def open_vault_session(config: Config) -> VaultSession:
             token_file=vault.token_file,
             request_timeout_s=vault.request_timeout_s,
             connections=vault.connections,
-        )
+        ),
+        tracer=tracer,
     )
 
 
@@ -424,7 +445,8 @@ def _adapters(config: Config, metrics: Metrics) -> Adapters:
     policy, reloader = open_policy(config, metrics)
     database = open_database(config)
     clock = LogicalClock(database, wall=database.wall)
-    session = open_vault_session(config)
+    tracer = open_tracer(config)
+    session = open_vault_session(config, tracer)
     vault = VaultMasterKeys(session, config.vault.transit_mount)
     tombstones = VaultTombstones(session, config.vault.kv_mount)
     master_keys = WithheldMasterKeys(vault, tombstones)
@@ -453,6 +475,7 @@ def _adapters(config: Config, metrics: Metrics) -> Adapters:
             tell=stream.tell if stream is not None else lambda _lines: None,
         ),
         audit_stream=stream,
+        tracer=tracer,
         store=open_store(config),
         transport=HpkeKeyTransport(looked_up=metrics.cache("transport_session")),
     )

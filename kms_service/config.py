@@ -332,6 +332,16 @@ class LogSection(_Section):
     format: Literal["json", "console"] = "json"
 
 
+class TracingSection(_Section):
+    """OpenTelemetry traces (docs/guides/tracing.md); needs the extra `tracing`."""
+
+    endpoint: str | None = Field(default=None, pattern=r"^https?://[^\s@]+$")
+    """Where spans are sent by OTLP over HTTP, such as "http://127.0.0.1:4318/v1/traces"; absent:
+    no traces are made."""
+    sample_ratio: float = Field(default=1.0, ge=0, le=1)
+    """Of traces that begin here; a caller that sends `traceparent` has chosen for its own."""
+
+
 class Config(_Section):
     """The whole configuration."""
 
@@ -346,6 +356,7 @@ class Config(_Section):
     audit: AuditSection
     metrics: MetricsSection = MetricsSection()
     log: LogSection = LogSection()
+    tracing: TracingSection = TracingSection()
     rewrap: RewrapSection = RewrapSection()
     pending_ttl_s: float = Field(default=7 * 86400.0, gt=0)
     """A version never finalized is DESTROYED after this long."""

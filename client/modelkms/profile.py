@@ -105,6 +105,7 @@ class Profile(BaseModel):
         cache_max_bytes: the oldest entries go when the cache grows over this.
         vault: an officer's way to Vault.
         store: the object store, where pushes go to it directly or links need a CA of their own.
+        tracing: spans of the calls, for the host's OpenTelemetry (extra `tracing`).
         source: the file it came from; None if from environment and keywords alone.
     """
 
@@ -123,6 +124,7 @@ class Profile(BaseModel):
     cache_max_bytes: Annotated[int, Field(ge=0)] = 64 << 30
     vault: VaultProfile | None = None
     store: StoreProfile | None = None
+    tracing: bool = False
     source: Annotated[Path | None, Field(exclude=True)] = None
 
     @classmethod

@@ -20,7 +20,13 @@ from modelkms_api.v1.model_service_pb2_grpc import ModelServiceStub
 from modelkms_api.v1.policy_service_pb2_grpc import PolicyServiceStub
 
 from modelkms.channel import MAX_MESSAGE_BYTES, open_channel, why_unreachable
-from modelkms.errors import ModelKmsError, RequestTooLarge, ServiceUnavailable, TokenInvalid
+from modelkms.errors import (
+    ModelKmsError,
+    ProfileInvalid,
+    RequestTooLarge,
+    ServiceUnavailable,
+    TokenInvalid,
+)
 from modelkms.identity import ClientIdentity, signature
 from modelkms.keeper import LeaseKeeper
 from modelkms.key_transport import KeyTransport
@@ -71,7 +77,7 @@ class Session:
         self._connect()
 
     def _connect(self) -> None:
-        self._channel = open_channel(self.profile, self.identity)
+        self._channel = _traced(self.profile, open_channel(self.profile, self.identity))
         self.models = ModelServiceStub(self._channel)
         self.leases = KeyServiceStub(self._channel)
         self.access = AccessServiceStub(self._channel)
@@ -197,3 +203,15 @@ def may_retry(error: grpc.RpcError, told: ModelKmsError) -> bool:
     if error.code() not in _RETRIED or told.exit_code != ServiceUnavailable.exit_code:
         return False
     return error.code() is grpc.StatusCode.UNAVAILABLE or told.retry_after_s is not None
+
+
+def _traced(profile: Profile, channel: grpc.Channel) -> grpc.Channel:
+    if not profile.tracing:
+        return channel
+    try:
+        from modelkms.tracing import TracingInterceptor
+    except ModuleNotFoundError as error:
+        raise ProfileInvalid(
+            f"tracing needs {error.name}", hint="pip install 'modelkms[tracing]'"
+        ) from error
+    return grpc.intercept_channel(channel, TracingInterceptor())

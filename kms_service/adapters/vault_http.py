@@ -20,6 +20,7 @@ from urllib3 import HTTPSConnectionPool, Timeout
 from urllib3.connection import HTTPSConnection
 
 from kms_service.domain.errors import ConfigurationError, VaultBadReply, VaultUnavailable
+from kms_service.telemetry.tracing import NoTracer, Tracer
 
 MAX_REPLY_BYTES = 16 * 1024 * 1024
 """Of one reply with its headers; the largest that is wanted, a batch of 20,000, has about 3 MB."""
@@ -56,15 +57,22 @@ class VaultHttp:
         ca_file: PEM bundle; None: the system's. Verification cannot be turned off.
         namespace: sent with requests that are not for the root namespace only; None: none.
         connections: open at most.
+        tracer: makes a span of each request.
 
     Raises:
         ConfigurationError: the CA file cannot be used.
     """
 
     def __init__(
-        self, address: str, ca_file: Path | None, namespace: str | None, connections: int
+        self,
+        address: str,
+        ca_file: Path | None,
+        namespace: str | None,
+        connections: int,
+        tracer: Tracer | None = None,
     ) -> None:
         self._namespace = namespace
+        self._tracer = tracer or NoTracer()
         # Not the pool's own blocking, which knows no time-out.
         self._slots = threading.BoundedSemaphore(connections)
         self._adapter = RawAdapter(
@@ -104,14 +112,16 @@ class VaultHttp:
         if timeout_s <= 0 or not self._slots.acquire(timeout=timeout_s):
             raise VaultUnavailable
         try:
-            response = self._adapter.request(
-                method,
-                f"/v1/{path}",
-                json=body,
-                headers=headers,
-                raise_exception=False,
-                timeout=Timeout(total=max(end - time.monotonic(), 0.001)),
-            )
+            # Of the path its first two parts: what follows names keys and projects.
+            with self._tracer.request("vault " + "/".join(path.split("/")[:2])) as traced:
+                response = self._adapter.request(
+                    method,
+                    f"/v1/{path}",
+                    json=body,
+                    headers={**headers, **traced},
+                    raise_exception=False,
+                    timeout=Timeout(total=max(end - time.monotonic(), 0.001)),
+                )
         except OSError as error:  # every one of requests' is one
             if _certificate_refused(error):
                 raise VaultBadReply from error

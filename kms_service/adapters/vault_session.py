@@ -28,6 +28,7 @@ from kms_service.domain.errors import (
     VaultUnavailable,
 )
 from kms_service.telemetry.logging import get_logger
+from kms_service.telemetry.tracing import Tracer
 
 _log = get_logger(__name__)
 
@@ -89,6 +90,7 @@ class VaultSession:
         monotonic: seconds.
         sleep: between retries.
         random: uniform in [0, 1), for jitter.
+        tracer: makes a span of each request; None: none.
 
     Raises:
         ConfigurationError: the CA file cannot be used.
@@ -101,6 +103,7 @@ class VaultSession:
         monotonic: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
         random: Callable[[], float] = random_module.random,
+        tracer: Tracer | None = None,
     ) -> None:
         # urllib3 logs each request's path and connection at debug level; ours are no secrets,
         # but nobody should have to prove it of the next version.
@@ -111,7 +114,7 @@ class VaultSession:
         self._random = random
         self._breaker = CircuitBreaker(monotonic, random)
         self._http = VaultHttp(
-            settings.address, settings.ca_file, settings.namespace, settings.connections
+            settings.address, settings.ca_file, settings.namespace, settings.connections, tracer
         )
         self._token: _Token | None = None
         self._login_lock = threading.Lock()

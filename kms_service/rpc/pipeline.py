@@ -32,9 +32,9 @@ from kms_service.rpc.error_table import (
     to_grpc_status,
 )
 from kms_service.rpc.pool import FairShare, refuse_if_overloaded
-from kms_service.rpc.trace_context import trace_id
 from kms_service.telemetry.logging import get_logger
 from kms_service.telemetry.metrics import MethodMetrics, Metrics
+from kms_service.telemetry.tracing import CallSpan, NoTracer, Tracer
 
 Asked = TypeVar("Asked")
 Answer = TypeVar("Answer")
@@ -52,14 +52,20 @@ class Pipeline:
         authenticator: finds out who calls.
         fair_share: bounds what one principal runs at once while others wait.
         metrics: counts.
+        tracer: makes a span of each call.
     """
 
     def __init__(
-        self, authenticator: Authenticator, fair_share: FairShare, metrics: Metrics
+        self,
+        authenticator: Authenticator,
+        fair_share: FairShare,
+        metrics: Metrics,
+        tracer: Tracer | None = None,
     ) -> None:
         self._authenticator = authenticator
         self._fair_share = fair_share
         self._metrics = metrics
+        self._tracer = tracer or NoTracer()
 
     def one_answer(
         self, method: str, behaviour: Callable[[Asked, Call], Answer]
@@ -68,10 +74,13 @@ class Pipeline:
         metrics = self._metrics.method(method)
 
         def handle(request: Asked, context: grpc.ServicerContext) -> Answer:
-            call = Call(method, context, metrics)
+            call = self._begin(method, context, metrics)
             try:
                 self._admit(call)
-                with self._fair_share.turn(call.caller.principal.id):
+                with (
+                    self._fair_share.turn(call.caller.principal.id),
+                    self._tracer.within(call.span),
+                ):
                     answer = behaviour(request, call)
                 call.check()
                 call.succeeded()
@@ -88,7 +97,7 @@ class Pipeline:
         metrics = self._metrics.method(method)
 
         def handle(request: Asked, context: grpc.ServicerContext) -> Iterator[Answer]:
-            call = Call(method, context, metrics)
+            call = self._begin(method, context, metrics)
             try:
                 self._admit(call)
                 with self._fair_share.turn(call.caller.principal.id):
@@ -110,7 +119,7 @@ class Pipeline:
         def handle(*args: P.args, **kwargs: P.kwargs) -> Answer:
             context = args[1]
             assert isinstance(context, grpc.ServicerContext)
-            call = Call(method, context, metrics)
+            call = self._begin(method, context, metrics)
             try:
                 self._admit(call)
                 call.succeeded()
@@ -119,6 +128,10 @@ class Pipeline:
             return behaviour(*args, **kwargs)
 
         return handle
+
+    def _begin(self, method: str, context: grpc.ServicerContext, metrics: MethodMetrics) -> Call:
+        span = self._tracer.call(method, context.invocation_metadata() or ())
+        return Call(method, context, metrics, span)
 
     def _admit(self, call: Call) -> None:
         refuse_if_overloaded()
@@ -135,7 +148,7 @@ class Pipeline:
                 context.peer(),
                 call.method,
                 client_version(metadata),
-                trace_id(metadata),
+                call.span.trace_id,
             )
         )
         call.check()
@@ -145,7 +158,14 @@ class Call:
     """One call: who asks, whether anybody still waits, and how it ends, told once to grpc,
     metrics and log. Servicers see `caller`, and hand it on as the `Liveness` of use cases."""
 
-    def __init__(self, method: str, context: grpc.ServicerContext, metrics: MethodMetrics) -> None:
+    def __init__(
+        self,
+        method: str,
+        context: grpc.ServicerContext,
+        metrics: MethodMetrics,
+        span: CallSpan,
+    ) -> None:
+        self.span = span
         self.id = secrets.token_hex(16)
         self.method = method
         self.context = context
@@ -203,6 +223,7 @@ class Call:
         self._ended = True
         self._metrics.in_flight.dec()
         self._metrics.observe(code, reason, time.perf_counter() - self._started)
+        self.span.ended(code, reason)
 
     def _declared(self, error: ServiceError) -> grpc.Status:
         code = status_code(type(error))

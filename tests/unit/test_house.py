@@ -179,6 +179,9 @@ def distributions_of(module: str) -> list[str]:
     if top == "google":  # shared by several: told apart by the next part
         shared = "protobuf" if module.startswith("google.protobuf") else "googleapis-common-protos"
         return [shared]
+    if top == "opentelemetry":
+        parts = {"sdk": "opentelemetry-sdk", "exporter": "opentelemetry-exporter-otlp-proto-http"}
+        return [parts.get(module.partition(".")[2].split(".")[0], "opentelemetry-api")]
     return [OUR_PACKAGES[top]] if top in OUR_PACKAGES else installed_distributions()[top]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kms_service.rpc.trace_context import trace_id
+from kms_service.telemetry.tracing import trace_id
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT = "00f067aa0ba902b7"
