@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from modelkms.errors import CacheUnsafe, LocalDiskFull, ModelKmsError
+from modelkms.errors import CacheUnsafe, LocalDiskFull
 from modelkms.folders import (
     free_bytes,
     local_error,
@@ -120,7 +120,7 @@ class ArtifactCache:
             raise local_error(
                 error, f"the cache {self._folder} cannot take the artifact"
             ) from error
-        except ModelKmsError:
+        except BaseException:
             file.close()  # what came so far stays, for the next attempt to go on from
             raise
         file.close()
