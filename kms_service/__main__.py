@@ -47,13 +47,39 @@ ConfigFile = Annotated[
 
 
 @app.command()
-def serve(config: ConfigFile) -> None:
+def serve(
+    config: ConfigFile,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            max=256,
+            help="Processes that share the ports, one a core; more than 1 needs PostgreSQL. "
+            "Instead of server.workers.",
+        ),
+    ] = None,
+    worker: Annotated[int | None, typer.Option(hidden=True)] = None,
+    run_folder: Annotated[Path | None, typer.Option(hidden=True)] = None,
+) -> None:
     """Serve until SIGTERM or SIGINT; SIGHUP reads the policies again."""
     from kms_service.serving import serve_until_signalled
+    from kms_service.workers import WorkersFailed, become_worker, serve_by_workers
 
     settings = load(config)
     configure_logging(settings.log.level, settings.log.format)
-    serve_until_signalled(settings)
+    if worker is not None and run_folder is not None:  # one that `serve_by_workers` started
+        own, metrics = become_worker(settings, worker, run_folder)
+        serve_until_signalled(own, worker_metrics=metrics)
+        return
+    count = workers or settings.server.workers
+    if count == 1:
+        serve_until_signalled(settings)
+        return
+    try:
+        serve_by_workers(settings, config, count)
+    except WorkersFailed as error:
+        sys.exit(error.code)
 
 
 @app.command()

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -140,10 +141,14 @@ _STANDARD: tuple[Any, ...] = (  # their stubs name another descriptor class
 _SERVICES = (_MODELS, _KEYS, _MASTER_KEYS, _ARTIFACTS, _POLICIES, _ACCESS)
 
 
-def build(config: Config) -> Service:
+def build(config: Config, *, worker_metrics: Path | None = None) -> Service:
     """Everything that one serving process needs, constructed and not yet started.
 
     Vault need not answer: the service starts, says NOT_SERVING, and serves once it does.
+
+    Args:
+        worker_metrics: this is one of several workers on the same port, and serves its metrics on
+            this Unix socket.
 
     Raises:
         ConfigurationError: certificate, key, policies or schema cannot be served with.
@@ -200,9 +205,10 @@ def build(config: Config) -> Service:
                 pools,
                 limits,
                 _token_port(config, metrics),
+                shared_ports=worker_metrics is not None,
             ),
             metrics=MetricsServer(
-                (host.strip("[]"), int(port)),
+                worker_metrics or (host.strip("[]"), int(port)),
                 metrics.registry,
                 Status(readiness, adapters.audit, checkpoints, adapters.data_keys, metrics).pages(),
             ),

@@ -116,6 +116,9 @@ class ServerSection(_Section):
     port_file: ConfigPath | None = None
     """The chosen ports are written here as JSON once everything listens:
     `{"grpc": 7443, "metrics": 9464}`; with a token port also `"token"`."""
+    workers: int = Field(default=1, ge=1, le=256)
+    """Processes that share the ports, each pinned to a core, each with an audit chain of its own
+    (`CHAIN-0`, …); more than one needs PostgreSQL."""
     threads: int = Field(default=16, ge=2, le=256)
     """Unary calls that run at once; 8 times as many may wait."""
     artifact_streams: int = Field(default=16, ge=1, le=256)
@@ -224,6 +227,12 @@ class DatabaseSection(_Section):
     """`sqlite:///FILE` (relative to the configuration file): one process. Or a PostgreSQL URL as
     libpq takes it, without a password: replicas and workers. Over TCP the server's certificate
     is verified, whatever the URL leaves out."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether several processes may use it."""
+        return self.url.startswith(_POSTGRESQL)
+
     password_file: ConfigPath | None = None
     """Holds PostgreSQL's password; read anew for each connection."""
     ca_file: ConfigPath | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from queue import SimpleQueue
 from types import FrameType
 
@@ -16,17 +17,21 @@ from kms_service.telemetry.logging import get_logger
 _log = get_logger(__name__)
 
 
-def serve_until_signalled(config: Config) -> None:
+def serve_until_signalled(config: Config, *, worker_metrics: Path | None = None) -> None:
     """Serve until SIGTERM or SIGINT, then stop within the configured grace.
 
     SIGHUP reads the policies again. A second SIGTERM or SIGINT ends the grace at once.
+
+    Args:
+        worker_metrics: this is one of several workers on the same port, and serves its metrics on
+            this Unix socket.
 
     Raises:
         ConfigurationError: it cannot be served with this configuration.
         ServiceError: a part cannot be started.
     """
-    with _signals() as signals:
-        service = build(config)
+    with received_signals() as signals:
+        service = build(config, worker_metrics=worker_metrics)
         try:
             service.start()
             _until_told(service, signals)
@@ -44,7 +49,7 @@ def _until_told(service: Service, signals: SimpleQueue[int]) -> None:
 
 
 @contextmanager
-def _signals() -> Iterator[SimpleQueue[int]]:
+def received_signals() -> Iterator[SimpleQueue[int]]:
     """Signals as they come. A SimpleQueue may be put to from a signal handler."""
     numbers: SimpleQueue[int] = SimpleQueue()
 

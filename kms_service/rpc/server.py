@@ -89,6 +89,7 @@ class RpcServer:
         services: descriptor to servicer.
         pipeline: wraps every handler.
         health: answers `grpc.health.v1`.
+        shared_ports: other processes of this user listen on the same ports (SO_REUSEPORT).
     """
 
     def __init__(
@@ -101,14 +102,17 @@ class RpcServer:
         pools: CallPools,
         limits: ServerLimits,
         token_port: TokenPort | None = None,
+        *,
+        shared_ports: bool = False,
     ) -> None:
         self._token = token_port
+        self._shared_ports = shared_ports
         self._listen = listen
         self._credentials = credentials
         self._pools = pools
         self._server = grpc.server(
             pools.unary,
-            options=_options(limits),
+            options=_options(limits, shared_ports),
             # A last line behind our own limits, which say when to retry.
             maximum_concurrent_rpcs=_HARD_LIMIT_FACTOR
             * (limits.threads * (1 + _QUEUE_PER_THREAD) + limits.streams),
@@ -134,7 +138,8 @@ class RpcServer:
             )
 
     def _bind(self, setting: str, listen: str, credentials: grpc.ServerCredentials) -> int:
-        _refuse_port_in_use(setting, listen)
+        if not self._shared_ports:
+            _refuse_port_in_use(setting, listen)
         try:
             return self._server.add_secure_port(listen, credentials)
         except RuntimeError as error:
@@ -204,10 +209,10 @@ def _refuse_port_in_use(setting: str, listen: str) -> None:
         raise cannot_listen(setting, listen, error) from error
 
 
-def _options(limits: ServerLimits) -> list[tuple[str, int]]:
+def _options(limits: ServerLimits, shared_ports: bool) -> list[tuple[str, int]]:
     return [
         # Else a second server of the same user could share the port unnoticed.
-        ("grpc.so_reuseport", 0),
+        ("grpc.so_reuseport", int(shared_ports)),
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_metadata_size", MAX_METADATA_BYTES),

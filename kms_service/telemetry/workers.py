@@ -10,7 +10,7 @@ Prometheus understands. Why not prometheus_client's multiprocess mode: docs/adr.
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from kms_service.telemetry.logging import get_logger
+from kms_service.telemetry.metrics_server import Page, Pages
 
 _log = get_logger(__name__)
 _ANSWER_TIMEOUT_S = 2.0
@@ -36,6 +37,28 @@ def merged_registry(sockets: Mapping[str, Path]) -> CollectorRegistry:
     registry = CollectorRegistry()
     registry.register(_Workers(sockets))
     return registry
+
+
+def pages_of(sockets: Mapping[str, Path]) -> Pages:
+    """The workers' other pages: what the first of them answers with 200, else the last answer."""
+    return {
+        "/livez": lambda: Page(200, b"ok\n"),
+        **{path: _first_good(sockets, path) for path in ("/readyz", "/status")},
+    }
+
+
+def _first_good(sockets: Mapping[str, Path], path: str) -> Callable[[], Page]:
+    def page() -> Page:
+        found = Page(503, b"no worker answers\n")
+        for worker, socket_path in sockets.items():
+            answer = _get(worker, socket_path, path)
+            if answer is not None:
+                found = answer
+                if answer.status == 200:
+                    break
+        return found
+
+    return page
 
 
 class _Workers:
@@ -65,17 +88,23 @@ class _Workers:
 
 
 def _ask(worker: str, path: Path) -> str | None:
+    answer = _get(worker, path, "/metrics")
+    return answer.body.decode() if answer is not None and answer.status == 200 else None
+
+
+def _get(worker: str, path: Path, page: str) -> Page | None:
     connection = _UnixConnection(path)
     try:
-        connection.request("GET", "/metrics")
+        connection.request("GET", page)
         answer = connection.getresponse()
         body = answer.read()
+        kind = answer.getheader("Content-Type") or "text/plain"
     except (OSError, HTTPException) as error:
         _log.warning("worker_metrics_missing", worker=worker, error=type(error).__name__)
         return None
     finally:
         connection.close()
-    return body.decode() if answer.status == 200 else None
+    return Page(answer.status, body, kind)
 
 
 class _UnixConnection(HTTPConnection):
