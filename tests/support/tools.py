@@ -19,7 +19,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 MINIMUM_GO = (1, 26)
 """The first with `crypto/hpke`."""
-TOOL_MODULES = ("go-tools", "s3-gateway", "peers")
+TOOL_MODULES = ("go-tools", "s3-gateway", "peers", "helm-tools")
 """Folders of tests/support, each a Go module that names its tools."""
 
 
