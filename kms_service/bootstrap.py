@@ -81,6 +81,8 @@ from kms_service.rpc.pool import FairShare
 from kms_service.rpc.registration import full_methods
 from kms_service.rpc.server import CallPools, RpcServer, ServerLimits, TokenPort
 from kms_service.rpc.tls import ReloadingCredentials, TlsFiles
+from kms_service.rpc.watch_server import SERVICE as _WATCHES
+from kms_service.rpc.watch_server import WatchLimits, WatchServer
 from kms_service.service import Service, ServiceParts
 from kms_service.status import Status
 from kms_service.telemetry.metrics import Metrics
@@ -101,6 +103,7 @@ from kms_service.usecases.finalize_version import FinalizeVersion
 from kms_service.usecases.get_master_key import GetMasterKey
 from kms_service.usecases.lease_data_key import LeaseDataKey
 from kms_service.usecases.list_leases import ListLeases
+from kms_service.usecases.own_leases import OwnLeases
 from kms_service.usecases.read_artifact import ReadArtifact
 from kms_service.usecases.renew_lease import RenewLease
 from kms_service.usecases.resolve_model import ResolveModel
@@ -156,7 +159,7 @@ def build(config: Config, *, worker_metrics: Path | None = None) -> Service:
             machine cannot be used.
     """
     metrics = Metrics(
-        list(full_methods((*_SERVICES, *_STANDARD))),
+        list(full_methods((*_SERVICES, _WATCHES, *_STANDARD))),
         [code.name for code in grpc.StatusCode],
         reasons(),
     )
@@ -176,16 +179,14 @@ def build(config: Config, *, worker_metrics: Path | None = None) -> Service:
     )
     pools = CallPools(limits)
     share = max(1, int(server.threads * _SHARE_OF_THREADS))
+    authenticator = Authenticator(
+        server.trust_domains, adapters.clock, metrics.cache("certificate"), adapters.tokens
+    )
+    watch = _watch_server(
+        config, authenticator, adapters, metrics, shared_port=worker_metrics is not None
+    )
     pipeline = Pipeline(
-        timed(
-            Authenticator(
-                server.trust_domains,
-                adapters.clock,
-                metrics.cache("certificate"),
-                adapters.tokens,
-            ),
-            metrics.steps.step("identity"),
-        ),
+        timed(authenticator, metrics.steps.step("identity")),
         FairShare(pools.unary, share),
         metrics,
         adapters.tracer,
@@ -196,6 +197,7 @@ def build(config: Config, *, worker_metrics: Path | None = None) -> Service:
     host, _, port = config.metrics.listen.rpartition(":")
     return Service(
         ServiceParts(
+            watch=watch,
             rpc=RpcServer(
                 server.listen,
                 credentials.grpc,
@@ -234,6 +236,38 @@ def build(config: Config, *, worker_metrics: Path | None = None) -> Service:
             port_file=server.port_file,
         )
     )
+
+
+def _watch_server(
+    config: Config,
+    authenticator: Authenticator,
+    adapters: Adapters,
+    metrics: Metrics,
+    *,
+    shared_port: bool,
+) -> WatchServer | None:
+    server, watch = config.server, config.watch
+    if watch.listen is None:
+        return None
+    made = WatchServer(
+        watch.listen,
+        ReloadingCredentials(tls_files(config), metrics).grpc,  # each server takes its own
+        authenticator,
+        OwnLeases(database=adapters.database, clock=adapters.clock),
+        adapters.database,
+        metrics,
+        WatchLimits(
+            streams=watch.streams,
+            heartbeat_s=watch.heartbeat_s,
+            max_connection_age_s=server.max_connection_age_s,
+            max_connection_age_grace_s=server.max_connection_age_grace_s,
+        ),
+        shared_port=shared_port,
+    )
+    metrics.observe_gauge(
+        "modelkms_watches", "Streams of WatchLeases that are open", lambda: float(len(made))
+    )
+    return made
 
 
 def _token_port(config: Config, metrics: Metrics) -> TokenPort | None:
@@ -535,6 +569,7 @@ def _servicers(
             renew_lease=RenewLease(gate=gate, database=database, clock=clock),
             revoke_leases=RevokeLeases(gate=gate, database=database, clock=clock),
             list_leases=ListLeases(gate=gate, database=database, clock=clock),
+            own_leases=OwnLeases(database=database, clock=clock),
             metrics=metrics,
         ),
         _MASTER_KEYS: MasterKeyServicer(

@@ -115,7 +115,8 @@ class ServerSection(_Section):
     """SPIFFE trust domains served."""
     port_file: ConfigPath | None = None
     """The chosen ports are written here as JSON once everything listens:
-    `{"grpc": 7443, "metrics": 9464}`; with a token port also `"token"`."""
+    `{"grpc": 7443, "metrics": 9464}`; with a token port also `"token"`, with a watch port also
+    `"watch"`."""
     workers: int = Field(default=1, ge=1, le=256)
     """Processes that share the ports, each pinned to a core, each with an audit chain of its own
     (`CHAIN-0`, …); more than one needs PostgreSQL."""
@@ -154,6 +155,16 @@ class IssuerSection(_Section):
     """For how long its keys serve while they cannot be fetched."""
     keys_cool_down_s: float = Field(default=10.0, ge=0.1)
     """Between two fetches that tokens with unknown keys cause."""
+
+
+class WatchSection(_Section):
+    """Where ends of leases are told to those who hold them."""
+
+    listen: Address | None = None
+    """mTLS port of WatchLeases, `host:port`; absent: clients ask now and then."""
+    streams: int = Field(default=20_000, ge=1, le=1_000_000)
+    """Watches at once; each takes about 50 KiB."""
+    heartbeat_s: float = Field(default=15.0, ge=1, le=300)
 
 
 class MetricsSection(_Section):
@@ -364,6 +375,7 @@ class Config(_Section):
     policy: PolicySection
     audit: AuditSection
     metrics: MetricsSection = MetricsSection()
+    watch: WatchSection = WatchSection()
     log: LogSection = LogSection()
     tracing: TracingSection = TracingSection()
     rewrap: RewrapSection = RewrapSection()

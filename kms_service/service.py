@@ -15,6 +15,7 @@ from kms_service.domain.errors import ConfigurationError, ServiceError
 from kms_service.domain.ports import AuditLog, Clock
 from kms_service.rpc.health import Readiness
 from kms_service.rpc.server import RpcServer
+from kms_service.rpc.watch_server import WatchServer
 from kms_service.telemetry.logging import get_logger
 from kms_service.telemetry.metrics_server import MetricsServer
 from kms_service.timers import Timer
@@ -34,6 +35,7 @@ class ServiceParts:
     """
 
     rpc: RpcServer
+    watch: WatchServer | None
     metrics: MetricsServer
     readiness: Readiness
     timers: Sequence[Timer]
@@ -64,6 +66,11 @@ class Service:
         return self._parts.rpc.token_port
 
     @property
+    def watch_port(self) -> int:
+        """The port of watches; 0 without one."""
+        return self._parts.watch.port if self._parts.watch is not None else 0
+
+    @property
     def metrics_port(self) -> int:
         return self._parts.metrics.port
 
@@ -82,6 +89,8 @@ class Service:
         self._announced = True
         parts.readiness.probe()
         parts.rpc.start()
+        if parts.watch is not None:
+            parts.watch.start()
         for timer in parts.timers:
             timer.start()
         self._write_port_file()
@@ -97,6 +106,8 @@ class Service:
         began = time.monotonic()
         parts.readiness.close()
         self._remove_port_file()
+        if parts.watch is not None:
+            parts.watch.stop(0)  # they watch elsewhere at once; nothing of theirs is half done
         clean = parts.rpc.stop(grace_s)
         for timer in parts.timers:
             timer.stop(_TIMER_WAIT_S)
@@ -149,6 +160,8 @@ class Service:
         ports = {"grpc": self.grpc_port, "metrics": self.metrics_port}
         if self.token_port:
             ports["token"] = self.token_port
+        if self.watch_port:
+            ports["watch"] = self.watch_port
         try:
             temporary.write_text(json.dumps(ports) + "\n")
             temporary.replace(path)

@@ -72,9 +72,10 @@ def serve_by_workers(config: Config, config_file: Path, count: int) -> None:
         tempfile.TemporaryDirectory(prefix="modelkms-workers-") as run_folder,
         _reserved("server.listen", config.server.listen) as listen,
         _reserved("server.token_listen", config.server.token_listen) as token_listen,
+        _reserved("watch.listen", config.watch.listen) as watch_listen,
     ):
         workers = [
-            _Worker(number, Path(run_folder), config_file, listen, token_listen)
+            _Worker(number, Path(run_folder), config_file, listen, token_listen, watch_listen)
             for number in range(count)
         ]
         sockets = {str(worker.number): worker.metrics_socket for worker in workers}
@@ -101,7 +102,13 @@ class _Worker:
     """One serving process; started again under the same number."""
 
     def __init__(
-        self, number: int, folder: Path, config_file: Path, listen: str, token_listen: str
+        self,
+        number: int,
+        folder: Path,
+        config_file: Path,
+        listen: str,
+        token_listen: str,
+        watch_listen: str,
     ) -> None:
         self.number = number
         self.metrics_socket = folder / f"{number}.metrics"
@@ -113,6 +120,8 @@ class _Worker:
         self._environment = {**os.environ, "MODELKMS_SERVER__SERVER__LISTEN": listen}
         if token_listen:
             self._environment["MODELKMS_SERVER__SERVER__TOKEN_LISTEN"] = token_listen
+        if watch_listen:
+            self._environment["MODELKMS_SERVER__WATCH__LISTEN"] = watch_listen
         self._process: subprocess.Popen[bytes] | None = None
         self._ended_at: float | None = None
 

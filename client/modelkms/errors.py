@@ -267,6 +267,11 @@ class Overloaded(UnavailableError):
     default_reason = "OVERLOADED"
 
 
+class StreamLimit(UnavailableError):
+    default_reason = "STREAM_LIMIT"
+    default_hint = "leases are checked now and then instead; ends of leases are heard of later"
+
+
 class QuotaExceeded(UnavailableError):
     default_reason = "QUOTA_EXCEEDED"
 

@@ -360,9 +360,13 @@ class OpenedModel:
                 self._end(error)
 
     def lease_revoked(self, lease: str) -> None:
+        if lease != self.lease_name():
+            return
+        if boottime_s() >= self._leased.end_s:
+            self.tend_lease()  # it ran out, which is no revocation: a new one may be had
+            return
         with self._telling():
-            if lease == self.lease_name():
-                self._end(self._tenure.revoked())
+            self._end(self._tenure.revoked())
 
     # --- helpers ---------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TypeVar
 
@@ -14,6 +14,7 @@ import grpc
 from google.protobuf.message import Message
 from modelkms_api.v1.access_service_pb2_grpc import AccessServiceStub
 from modelkms_api.v1.artifact_service_pb2_grpc import ArtifactServiceStub
+from modelkms_api.v1.key_service_pb2 import CheckLeasesRequest
 from modelkms_api.v1.key_service_pb2_grpc import KeyServiceStub
 from modelkms_api.v1.master_key_service_pb2_grpc import MasterKeyServiceStub
 from modelkms_api.v1.model_service_pb2_grpc import ModelServiceStub
@@ -32,6 +33,7 @@ from modelkms.keeper import LeaseKeeper
 from modelkms.key_transport import KeyTransport
 from modelkms.profile import Profile
 from modelkms.rpc_errors import from_rpc_error, is_bare
+from modelkms.watching import LeaseWatcher
 
 _log = logging.getLogger("modelkms")
 
@@ -67,7 +69,8 @@ class Session:
         self._seen = signature(profile)
         self.identity = ClientIdentity.load(profile)
         self.keys = KeyTransport()
-        self.keeper = LeaseKeeper()
+        self.watcher = LeaseWatcher(self._open_watch, self._check_leases)
+        self.keeper = LeaseKeeper(lambda: self.watcher.watch(self.keeper))
         self._sleep = sleep
         self._clock = clock
         self._closed = threading.Event()
@@ -84,6 +87,18 @@ class Session:
         self.master_keys = MasterKeyServiceStub(self._channel)
         self.artifacts = ArtifactServiceStub(self._channel)
         self.policies = PolicyServiceStub(self._channel)
+
+    def _open_watch(self) -> grpc.Channel | None:
+        """To the watch port, under the certificate of now."""
+        profile = self.profile
+        if profile.watch_endpoint is None or self.identity.private_key is None:
+            return None  # a port for certificates only
+        at_watch = profile.model_copy(update={"endpoint": profile.watch_endpoint})
+        return open_channel(at_watch, self.identity)
+
+    def _check_leases(self, names: list[str]) -> Iterable[str]:
+        request = CheckLeasesRequest(leases=names)
+        return self.call(self.leases.CheckLeases, request).ended
 
     def call(
         self,
@@ -144,6 +159,7 @@ class Session:
         """Close the channel. Idempotent."""
         self._closed.set()
         self.keeper.close()
+        self.watcher.close()
         self.keys.forget()
         with self._refreshing:
             self._channel.close()

@@ -86,6 +86,7 @@ class DevelopmentStack:
         self.paths = StackPaths(directory.absolute())
         self._listen = listen
         self._metrics_listen = metrics_listen
+        self._watch_listen = "127.0.0.1:0"
         self._start_vault = start_vault
         self._server_module = server_module
         self._tell = tell
@@ -94,6 +95,7 @@ class DevelopmentStack:
         self._service: ChildProcess | None = None
         self.grpc_port = 0
         self.metrics_port = 0
+        self.watch_port = 0
 
     @property
     def vault(self) -> VaultServer:
@@ -134,6 +136,7 @@ class DevelopmentStack:
         self.service.stop()
         self._listen = f"127.0.0.1:{self.grpc_port}"
         self._metrics_listen = f"127.0.0.1:{self.metrics_port}"
+        self._watch_listen = f"127.0.0.1:{self.watch_port}"
         self.start_service()
 
     def start_service(self) -> None:
@@ -147,6 +150,7 @@ class DevelopmentStack:
             **_environment_without_overrides(),
             "MODELKMS_SERVER__SERVER__LISTEN": self._listen,
             "MODELKMS_SERVER__METRICS__LISTEN": self._metrics_listen,
+            "MODELKMS_SERVER__WATCH__LISTEN": self._watch_listen,
         }
         migrate = ChildProcess(
             "modelkms-server migrate",
@@ -164,6 +168,7 @@ class DevelopmentStack:
         self._service.wait_until(port_file.exists, _START_TIMEOUT_S)
         ports = json.loads(port_file.read_text())
         self.grpc_port, self.metrics_port = ports["grpc"], ports["metrics"]
+        self.watch_port = ports["watch"]
 
     def stop(self) -> None:
         """Stop what runs, in order; free the folder. Safe to call twice."""
@@ -247,6 +252,7 @@ class DevelopmentStack:
             certificate_file, key_file = authority.issue_identity(folder, identity)
             profile: dict[str, Any] = {
                 "endpoint": f"localhost:{self.grpc_port}",
+                "watch_endpoint": f"localhost:{self.watch_port}",
                 "ca_file": authority.ca_file,
                 "certificate_file": certificate_file,
                 "key_file": key_file,

@@ -324,6 +324,12 @@ class QuotaExceeded(Throttled):
     default_message = "too many calls of this identity at once"
 
 
+class StreamLimit(Throttled):
+    reason = "STREAM_LIMIT"
+    default_message = "as many watches are open as there may be; ask CheckLeases meanwhile"
+    retry_after_s = 30.0
+
+
 class VaultThrottled(Throttled):
     reason = "VAULT_THROTTLED"
     default_message = "Vault limits our rate"

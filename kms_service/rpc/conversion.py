@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from google.protobuf.duration_pb2 import Duration
@@ -25,10 +26,12 @@ from kms_service.domain.catalogue import (
 from kms_service.domain.destruction import Destruction
 from kms_service.domain.errors import InvalidField, RecipientKeyInvalid
 from kms_service.domain.leases import LeaseState
+from kms_service.domain.names import LeaseName
 from kms_service.domain.ports import ClientKey, EncryptedDataKey
 from kms_service.usecases.answers import ArtifactLocation, LeaseView, MasterKeyView, VersionView
 
 MAX_TEXT_BYTES = 2048
+MAX_LEASE_NAMES = 1000
 # --- in ------------------------------------------------------------------------------------------
 
 
@@ -92,6 +95,16 @@ def time(message: Timestamp, given: bool, field: str) -> datetime | None:
         return message.ToDatetime(UTC)
     except (ValueError, OverflowError) as error:
         raise InvalidField(field, "must be a time between the years 1 and 9999") from error
+
+
+def lease_names(names: Sequence[str]) -> list[LeaseName]:
+    """
+    Raises:
+        InvalidField: none, more than 1,000, or one that is no lease's name.
+    """
+    if not 1 <= len(names) <= MAX_LEASE_NAMES:
+        raise InvalidField("leases", f"must be 1 to {MAX_LEASE_NAMES:,}")
+    return [LeaseName.parse(name, "leases") for name in names]
 
 
 def client_key(message: key_transport_pb2.ClientKey, given: bool) -> ClientKey:

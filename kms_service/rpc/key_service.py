@@ -18,6 +18,7 @@ from kms_service.rpc.pipeline import Call
 from kms_service.telemetry.metrics import Metrics
 from kms_service.usecases.lease_data_key import LeaseDataKey
 from kms_service.usecases.list_leases import ListLeases
+from kms_service.usecases.own_leases import OwnLeases
 from kms_service.usecases.renew_lease import RenewLease
 from kms_service.usecases.revoke_leases import RevokeLeases
 
@@ -30,12 +31,14 @@ class KeyServicer:
         renew_lease: RenewLease,
         revoke_leases: RevokeLeases,
         list_leases: ListLeases,
+        own_leases: OwnLeases,
         metrics: Metrics,
     ) -> None:
         self._lease_data_key = lease_data_key
         self._renew_lease = renew_lease
         self._revoke_leases = revoke_leases
         self._list_leases = list_leases
+        self._own_leases = own_leases
         self._metrics = metrics
 
     def lease_data_key(
@@ -85,6 +88,11 @@ class KeyServicer:
             )
         self._metrics.leases_revoked.inc(revoked)
         return pb.RevokeLeasesResponse(revoked=revoked)
+
+    def check_leases(self, request: pb.CheckLeasesRequest, call: Call) -> pb.CheckLeasesResponse:
+        names = conversion.lease_names(request.leases)
+        ended = self._own_leases.ended(call.caller.principal, names)
+        return pb.CheckLeasesResponse(ended=map(str, ended))
 
     def list_leases(self, request: pb.ListLeasesRequest, call: Call) -> pb.ListLeasesResponse:
         page = self._list_leases(

@@ -133,6 +133,7 @@ def servicers(world: World) -> dict[ServiceDescriptor, object]:
             renew_lease=world.renew_lease,
             revoke_leases=world.revoke_leases,
             list_leases=world.list_leases,
+            own_leases=world.own_leases,
             metrics=metrics,
         ),
         access: AccessServicer(standing=world.standing, metrics=metrics),

@@ -228,6 +228,54 @@ class RevokeLeasesResponse(_message.Message):
 Global___RevokeLeasesResponse: _TypeAlias = RevokeLeasesResponse  # noqa: Y015
 
 @_typing.final
+class CheckLeasesRequest(_message.Message):
+    """Request of CheckLeases."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEASES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def leases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """`projects/{project}/leases/{lease}`, 1 to 1,000. Others than the caller's are told as ended."""
+
+    def __init__(
+        self,
+        *,
+        leases: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["leases", b"leases"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckLeasesRequest: _TypeAlias = CheckLeasesRequest  # noqa: Y015
+
+@_typing.final
+class CheckLeasesResponse(_message.Message):
+    """Response of CheckLeases."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENDED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def ended(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Those that are no longer live."""
+
+    def __init__(
+        self,
+        *,
+        ended: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckLeasesResponse: _TypeAlias = CheckLeasesResponse  # noqa: Y015
+
+@_typing.final
 class ListLeasesRequest(_message.Message):
     """Request of ListLeases."""
 

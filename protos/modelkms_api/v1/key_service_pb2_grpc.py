@@ -51,6 +51,11 @@ class KeyServiceStub:
                 request_serializer=modelkms__api_dot_v1_dot_key__service__pb2.RevokeLeasesRequest.SerializeToString,
                 response_deserializer=modelkms__api_dot_v1_dot_key__service__pb2.RevokeLeasesResponse.FromString,
                 _registered_method=True)
+        self.CheckLeases = channel.unary_unary(
+                '/modelkms_api.v1.KeyService/CheckLeases',
+                request_serializer=modelkms__api_dot_v1_dot_key__service__pb2.CheckLeasesRequest.SerializeToString,
+                response_deserializer=modelkms__api_dot_v1_dot_key__service__pb2.CheckLeasesResponse.FromString,
+                _registered_method=True)
         self.ListLeases = channel.unary_unary(
                 '/modelkms_api.v1.KeyService/ListLeases',
                 request_serializer=modelkms__api_dot_v1_dot_key__service__pb2.ListLeasesRequest.SerializeToString,
@@ -85,6 +90,13 @@ class KeyServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CheckLeases(self, request, context):
+        """Tells which of the caller's own leases are no longer live: for those who cannot watch.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListLeases(self, request, context):
         """Lists a project's leases, newest first.
         """
@@ -109,6 +121,11 @@ def add_KeyServiceServicer_to_server(servicer, server):
                     servicer.RevokeLeases,
                     request_deserializer=modelkms__api_dot_v1_dot_key__service__pb2.RevokeLeasesRequest.FromString,
                     response_serializer=modelkms__api_dot_v1_dot_key__service__pb2.RevokeLeasesResponse.SerializeToString,
+            ),
+            'CheckLeases': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckLeases,
+                    request_deserializer=modelkms__api_dot_v1_dot_key__service__pb2.CheckLeasesRequest.FromString,
+                    response_serializer=modelkms__api_dot_v1_dot_key__service__pb2.CheckLeasesResponse.SerializeToString,
             ),
             'ListLeases': grpc.unary_unary_rpc_method_handler(
                     servicer.ListLeases,
@@ -198,6 +215,33 @@ class KeyService:
             '/modelkms_api.v1.KeyService/RevokeLeases',
             modelkms__api_dot_v1_dot_key__service__pb2.RevokeLeasesRequest.SerializeToString,
             modelkms__api_dot_v1_dot_key__service__pb2.RevokeLeasesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckLeases(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelkms_api.v1.KeyService/CheckLeases',
+            modelkms__api_dot_v1_dot_key__service__pb2.CheckLeasesRequest.SerializeToString,
+            modelkms__api_dot_v1_dot_key__service__pb2.CheckLeasesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -44,6 +44,8 @@ class KeyServiceStub:
     """
     RevokeLeases: _grpc.UnaryUnaryMultiCallable[_key_service_pb2.RevokeLeasesRequest, _key_service_pb2.RevokeLeasesResponse]
     """Ends leases: no key is issued or renewed under them again. Idempotent."""
+    CheckLeases: _grpc.UnaryUnaryMultiCallable[_key_service_pb2.CheckLeasesRequest, _key_service_pb2.CheckLeasesResponse]
+    """Tells which of the caller's own leases are no longer live: for those who cannot watch."""
     ListLeases: _grpc.UnaryUnaryMultiCallable[_key_service_pb2.ListLeasesRequest, _key_service_pb2.ListLeasesResponse]
     """Lists a project's leases, newest first."""
 
@@ -62,6 +64,8 @@ class KeyServiceAsyncStub(KeyServiceStub):
     """
     RevokeLeases: _aio.UnaryUnaryMultiCallable[_key_service_pb2.RevokeLeasesRequest, _key_service_pb2.RevokeLeasesResponse]  # type: ignore[assignment]
     """Ends leases: no key is issued or renewed under them again. Idempotent."""
+    CheckLeases: _aio.UnaryUnaryMultiCallable[_key_service_pb2.CheckLeasesRequest, _key_service_pb2.CheckLeasesResponse]  # type: ignore[assignment]
+    """Tells which of the caller's own leases are no longer live: for those who cannot watch."""
     ListLeases: _aio.UnaryUnaryMultiCallable[_key_service_pb2.ListLeasesRequest, _key_service_pb2.ListLeasesResponse]  # type: ignore[assignment]
     """Lists a project's leases, newest first."""
 
@@ -95,6 +99,14 @@ class KeyServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_key_service_pb2.RevokeLeasesResponse, _abc.Awaitable[_key_service_pb2.RevokeLeasesResponse]]:
         """Ends leases: no key is issued or renewed under them again. Idempotent."""
+
+    @_abc_1.abstractmethod
+    def CheckLeases(
+        self,
+        request: _key_service_pb2.CheckLeasesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_key_service_pb2.CheckLeasesResponse, _abc.Awaitable[_key_service_pb2.CheckLeasesResponse]]:
+        """Tells which of the caller's own leases are no longer live: for those who cannot watch."""
 
     @_abc_1.abstractmethod
     def ListLeases(

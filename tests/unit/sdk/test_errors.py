@@ -16,6 +16,8 @@ from kms_service.domain.errors import ServiceError
 FAMILIES = ModelKmsError.__subclasses__()
 NEVER_ON_THE_WIRE = {
     "CONFIGURATION_INVALID",
+    # Of `modelkms-server status`.
+    "SERVICE_UNREACHABLE",
     # Of timers, which nobody calls.
     "AUDIT_CHAIN_FORKED",
     "SIGNING_KEY_MISCONFIGURED",

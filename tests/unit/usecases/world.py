@@ -50,6 +50,7 @@ from kms_service.usecases.finalize_version import FinalizeVersion
 from kms_service.usecases.get_master_key import GetMasterKey
 from kms_service.usecases.lease_data_key import LeaseDataKey
 from kms_service.usecases.list_leases import ListLeases
+from kms_service.usecases.own_leases import OwnLeases
 from kms_service.usecases.read_artifact import ReadArtifact
 from kms_service.usecases.renew_lease import RenewLease
 from kms_service.usecases.resolve_model import ResolveModel
@@ -148,6 +149,7 @@ class World:
             pending_ttl=self.pending_ttl,
         )
         self.standing = Standing(**state)
+        self.own_leases = OwnLeases(database=self.database, clock=self.clock)
         self.shred = ShredVersions(
             database=self.database,
             tombstones=self.tombstones,

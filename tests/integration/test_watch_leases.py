@@ -1,0 +1,443 @@
+"""Ends of leases, told to those who hold them: the watch port, and the SDK on it (F22, F31)."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import grpc
+import pytest
+from modelkms import watching
+from modelkms.errors import LeaseRevoked
+from modelkms.opened import OpenedModel
+from modelkms_api.v1 import key_service_pb2, key_service_pb2_grpc
+from modelkms_api.v1 import watch_service_pb2 as pb
+from modelkms_api.v1.watch_service_pb2_grpc import WatchServiceStub
+
+from kms_service.domain.leases import Lease
+from kms_service.domain.names import LeaseName, VersionName
+from kms_service.domain.ports import LeaseFilter
+from kms_service.rpc.authentication import Authenticator
+from kms_service.rpc.tls import ReloadingCredentials, TlsFiles
+from kms_service.rpc.watch_server import WatchLimits, WatchServer
+from tests.support.certificates import Issued, uris
+from tests.support.proxy import Proxy
+from tests.support.sdk_world import SdkWorld, sdk_world
+from tests.support.server import TRUST_DOMAIN, refusal
+from tests.unit.usecases.real_parts import migrated_database
+
+TIMEOUT_S = 30.0
+READER = f"spiffe://{TRUST_DOMAIN}/reader"
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return migrated_database(tmp_path_factory.mktemp("template"))
+
+
+@pytest.fixture
+def service(tmp_path: Path, template: Path) -> Iterator[SdkWorld]:
+    with sdk_world(tmp_path, template) as world:
+        (tmp_path / "model.onnx").write_bytes(b"weights")
+        world.client("publisher").push(tmp_path / "model.onnx", "onnx")
+        yield world
+
+
+@contextmanager
+def watch_server(service: SdkWorld, limits: WatchLimits | None = None) -> Iterator[WatchServer]:
+    files = (service.server.tls_folder / name for name in ("certificate.pem", "key.pem", "ca.pem"))
+    server = WatchServer(
+        "127.0.0.1:0",
+        ReloadingCredentials(TlsFiles(*files), service.server.metrics).grpc,
+        Authenticator([TRUST_DOMAIN], service.server.clock),
+        service.world.own_leases,
+        service.world.database,
+        service.server.metrics,
+        limits or WatchLimits(heartbeat_s=1.0),
+    )
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop(0)
+
+
+@pytest.fixture
+def watches(service: SdkWorld) -> Iterator[WatchServer]:
+    with watch_server(service) as server:
+        yield server
+
+
+def lease(service: SdkWorld, holder: Issued, number: int, **changes: object) -> LeaseName:
+    """A live one of `reader`, past all use cases."""
+    now = service.world.clock.now()
+    name = LeaseName("demo", f"{number:032x}")
+    fields: dict[str, object] = {
+        "name": name,
+        "version": VersionName("demo", "onnx", 1),
+        "version_uid": "1" * 32,
+        "principal": READER,
+        "instance": holder.instance,
+        "issue_time": now,
+        "expire_time": now + timedelta(hours=1),
+        "absolute_end_time": now + timedelta(hours=12),
+        **changes,
+    }
+    with service.world.database.write() as tx:
+        tx.leases.insert(Lease(**fields))  # type: ignore[arg-type]
+    return name
+
+
+def revoke(service: SdkWorld, which: LeaseName | LeaseFilter) -> None:
+    with service.world.database.write() as tx:
+        tx.leases.revoke(which, service.world.clock.now())
+
+
+class Stream:
+    """One watch of an identity."""
+
+    def __init__(self, stack: ExitStack, who: Issued, port: int, *leases: LeaseName | str) -> None:
+        channel = stack.enter_context(who.channel(port))
+        request = pb.WatchLeasesRequest(leases=map(str, leases))
+        self.call = WatchServiceStub(channel).WatchLeases(request, timeout=TIMEOUT_S)
+        stack.callback(self.call.cancel)
+
+    def next(self) -> pb.WatchLeasesResponse:
+        message: pb.WatchLeasesResponse = next(self.call)
+        return message
+
+    def until_ended(self) -> list[str]:
+        """Past heartbeats."""
+        while True:
+            if ended := list(self.next().ended):
+                return ended
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as entered:
+        yield entered
+
+
+# --- the port ------------------------------------------------------------------------------------
+
+
+def test_f22_ends_are_told_in_sequence_between_heartbeats(
+    service: SdkWorld, watches: WatchServer, stack: ExitStack
+) -> None:
+    holder = service.server.authority.client("reader")
+    one, two, three, ended = (lease(service, holder, number) for number in range(4))
+    revoke(service, ended)
+    stream = Stream(stack, holder, watches.port, one, two, three, ended)
+
+    first = stream.next()
+    assert (first.sequence, list(first.ended)) == (1, [str(ended)])
+    assert first.heartbeat_interval.ToTimedelta() == timedelta(seconds=1)
+    following = [stream.next() for _ in range(3)]  # one may tell of the same end again
+    assert [message.sequence for message in following] == [2, 3, 4]
+    assert list(following[-1].ended) == []
+    revoke(service, two)
+    assert stream.until_ended() == [str(two)]
+    revoke(service, LeaseFilter("demo"))
+    assert stream.until_ended() == [str(one), str(three)]
+    assert stream.next().sequence > 4
+    assert len(watches) == 1
+
+
+@pytest.mark.parametrize("act", ["block", "freeze", "disable", "revoke"])
+def test_f67_watchers_are_told_whatever_ends_a_lease(
+    service: SdkWorld, watches: WatchServer, stack: ExitStack, act: str
+) -> None:
+    holder = service.server.authority.client("reader")
+    name = lease(service, holder, 1)
+    stream = Stream(stack, holder, watches.port, name)
+    assert list(stream.next().ended) == []
+    security = service.client("security")
+    match act:
+        case "block":
+            security.block(READER, "why")
+        case "freeze":
+            security.freeze("why")
+        case "disable":
+            security.disable("onnx@1")
+        case "revoke":
+            security.revoke_leases(principal=READER)
+    assert stream.until_ended() == [str(name)]
+
+
+def test_nobody_hears_of_anothers_lease(
+    service: SdkWorld, watches: WatchServer, stack: ExitStack
+) -> None:
+    holder, stranger = (service.server.authority.client(who) for who in ("reader", "stranger"))
+    other_instance = service.server.authority.client("reader")
+    name, missing = lease(service, holder, 1), LeaseName("demo", "f" * 32)
+    for who in (stranger, other_instance):
+        told = Stream(stack, who, watches.port, name, missing).next()
+        assert set(told.ended) == {str(name), str(missing)}
+    # The same by asking.
+    with other_instance.channel(service.server.port) as channel:
+        answer = key_service_pb2_grpc.KeyServiceStub(channel).CheckLeases(
+            key_service_pb2.CheckLeasesRequest(leases=[str(name)]), timeout=TIMEOUT_S
+        )
+        assert list(answer.ended) == [str(name)]
+
+
+@pytest.mark.parametrize("names", [[], ["projects/demo/leases/1"], ["x" * 300], [""] * 1001])
+def test_f23_names_that_are_none(
+    service: SdkWorld, watches: WatchServer, stack: ExitStack, names: list[str]
+) -> None:
+    holder = service.server.authority.client("reader")
+    with pytest.raises(grpc.RpcError) as caught:
+        Stream(stack, holder, watches.port, *names).next()
+    told = refusal(caught.value)
+    assert (told.code, told.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
+
+
+def test_f03_another_trust_domain_watches_nothing(
+    service: SdkWorld, watches: WatchServer, stack: ExitStack
+) -> None:
+    outsider = service.server.authority.issue(uris("spiffe://other.example/reader"))
+    with pytest.raises(grpc.RpcError) as caught:
+        Stream(stack, outsider, watches.port, LeaseName("demo", "f" * 32)).next()
+    assert refusal(caught.value).reason == "TRUST_DOMAIN_UNKNOWN"
+
+
+def test_f31_beyond_the_bounds_a_watch_is_told_when_to_come_back(
+    service: SdkWorld, stack: ExitStack
+) -> None:
+    holder, other = (service.server.authority.client("reader") for _ in range(2))
+    names = lease(service, holder, 1), lease(service, other, 2)
+    limits = WatchLimits(streams=3, streams_of_instance=2, heartbeat_s=1.0)
+    with watch_server(service, limits) as server:
+        streams = [Stream(stack, holder, server.port, names[0]) for _ in range(2)]
+        for stream in streams:
+            stream.next()
+        with pytest.raises(grpc.RpcError) as caught:
+            Stream(stack, holder, server.port, names[0]).next()
+        told = refusal(caught.value)
+        assert (told.code, told.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "STREAM_LIMIT")
+        assert told.retry_after_s == 30
+        Stream(stack, other, server.port, names[1]).next()
+        with pytest.raises(grpc.RpcError):
+            Stream(stack, other, server.port, names[1]).next()
+        # One that leaves makes room.
+        streams[0].call.cancel()
+        _until(lambda: len(server) == 2)
+        Stream(stack, holder, server.port, names[0]).next()
+
+
+def test_f22_while_the_database_is_away_there_are_no_heartbeats(
+    service: SdkWorld, watches: WatchServer, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kms_service.rpc.watch_server._STALE_AFTER_S", 0.5)
+    holder = service.server.authority.client("reader")
+    stream = Stream(stack, holder, watches.port, lease(service, holder, 1))
+    stream.next()
+    stream.next()
+
+    def fail(_self: object) -> int:
+        raise OSError
+
+    with monkeypatch.context() as broken:
+        broken.setattr(WatchServer, "_last_revocation", fail)
+        heard = threading.Event()
+
+        def listen() -> None:
+            stream.next()
+            heard.set()
+
+        _until(lambda: time.monotonic() - watches._fed_s > 1)
+        listener = threading.Thread(target=listen)
+        listener.start()
+        assert not heard.wait(2.5)
+    assert heard.wait(TIMEOUT_S)
+    listener.join()
+
+
+def test_f64_stopping_ends_the_streams(service: SdkWorld, stack: ExitStack) -> None:
+    holder = service.server.authority.client("reader")
+    with watch_server(service) as server:
+        stream = Stream(stack, holder, server.port, lease(service, holder, 1))
+        stream.next()
+    with pytest.raises(grpc.RpcError):
+        list(stream.call)
+    server.stop(0)
+
+
+# --- the SDK -------------------------------------------------------------------------------------
+
+
+def opened(service: SdkWorld, port: int) -> OpenedModel:
+    client = service.client("reader", watch_endpoint=f"localhost:{port}")
+    return service.clients.enter_context(client.open("onnx"))
+
+
+def assert_ends(model: OpenedModel) -> None:
+    _until(lambda: model.ended is not None)
+    with pytest.raises(LeaseRevoked):
+        model.read()
+
+
+def test_a_client_hears_of_its_revoked_lease(service: SdkWorld, watches: WatchServer) -> None:
+    model = opened(service, watches.port)
+    other = service.clients.enter_context(
+        service.client("reader", watch_endpoint=f"localhost:{watches.port}").open("onnx")
+    )
+    _until(lambda: len(watches) == 2)
+    service.client("security").revoke_leases(lease=model.lease.name)
+    assert_ends(model)
+    assert other.read() == b"weights"
+
+
+def test_models_opened_later_are_watched_too(service: SdkWorld, watches: WatchServer) -> None:
+    client = service.client("reader", watch_endpoint=f"localhost:{watches.port}")
+    models = [service.clients.enter_context(client.open("onnx")) for _ in range(3)]
+    _until(lambda: _watched(watches) == {model.lease.name for model in models})
+    models[0].close()
+    service.client("security").revoke_leases(lease=models[2].lease.name)
+    assert_ends(models[2])
+    assert models[1].read() == b"weights"
+
+
+def test_f22_a_half_open_stream_forces_a_resync(service: SdkWorld, watches: WatchServer) -> None:
+    """The connection stays, and nothing comes through: after three heartbeats it is given up, and
+    the first message of the next stream tells what was missed."""
+    with Proxy(watches.port) as proxy:
+        model = opened(service, proxy.port)
+        _until(lambda: len(watches) == 1)
+        time.sleep(0.5)
+        proxy.swallow_replies = True
+        service.client("security").revoke_leases(lease=model.lease.name)
+        time.sleep(1)
+        assert model.ended is None
+        proxy.swallow_replies = False  # for new connections: the old one is broken by now
+        assert_ends(model)
+
+
+def test_f22_a_gap_in_the_sequence_forces_a_resync(
+    service: SdkWorld, watches: WatchServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "_ASK_EVERY_S", 1000)
+    real, skipped = WatchServer._message, threading.Event()
+
+    def message(self: WatchServer, sequence: int, ended: list[LeaseName]) -> object:
+        if ended and sequence > 1 and not skipped.is_set():
+            skipped.set()
+            return real(self, sequence + 1, [])  # an event is lost on the way
+        return real(self, sequence, ended)
+
+    monkeypatch.setattr(WatchServer, "_message", message)
+    model = opened(service, watches.port)
+    _until(lambda: len(watches) == 1)
+    service.client("security").revoke_leases(lease=model.lease.name)
+    assert_ends(model)
+    assert skipped.is_set()
+
+
+def test_f31_beyond_the_bound_the_sdk_asks(
+    service: SdkWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with watch_server(service, WatchLimits(streams=1, heartbeat_s=1.0)) as server:
+        first = opened(service, server.port)
+        _until(lambda: len(server) == 1)
+        second = opened(service, server.port)
+        service.client("security").revoke_leases(lease=second.lease.name)
+        assert_ends(second)
+        assert first.read() == b"weights"
+
+
+def test_without_a_watch_port_the_sdk_asks(
+    service: SdkWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "_ASK_EVERY_S", 0.2)
+    model = service.clients.enter_context(service.client("reader").open("onnx"))
+    service.client("security").revoke_leases(lease=model.lease.name)
+    assert_ends(model)
+
+
+def test_f22_a_client_that_hears_nothing_stops_at_the_end_of_its_lease(service: SdkWorld) -> None:
+    """The watch port is not there at all, and neither is the service."""
+    model = opened(service, 1)
+    assert model.lease_due_s() is not None
+    assert model._leased.end_s - model._leased.sent_s == pytest.approx(3600)
+
+
+# --- many ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(900)  # ten thousand streams on whatever machine this is
+def test_f31_ten_thousand_idle_watchers(service: SdkWorld, tmp_path: Path) -> None:
+    """Held with bounded memory, key requests unharmed, and all are told."""
+    holders, of_one = 100, 100
+    names = [[LeaseName("demo", secrets.token_hex(16)) for _ in range(of_one)] for _ in range(100)]
+    now = service.world.clock.now()
+    wishes = []
+    with service.world.database.write() as tx:
+        for number, own in enumerate(names):
+            folder = tmp_path / "holders" / str(number)
+            holder = service.server.authority.client("reader").write(folder)
+            wishes.append({"folder": str(folder), "leases": [str(name) for name in own]})
+            for name in own:
+                tx.leases.insert(
+                    Lease(
+                        name=name,
+                        version=VersionName("demo", "onnx", 1),
+                        version_uid="1" * 32,
+                        principal=READER,
+                        instance=holder.instance,
+                        issue_time=now,
+                        expire_time=now + timedelta(hours=1),
+                        absolute_end_time=now + timedelta(hours=12),
+                    )
+                )
+    limits = WatchLimits(streams=10_000, streams_of_instance=of_one, heartbeat_s=60.0)
+    with watch_server(service, limits) as server:
+        before_kib = _resident_kib()
+        watchers = subprocess.Popen(
+            [sys.executable, "-m", "tests.support.watch_load"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            assert watchers.stdin is not None
+            assert watchers.stdout is not None
+            watchers.stdin.write(json.dumps({"port": server.port, "holders": wishes}))
+            watchers.stdin.close()
+            assert watchers.stdout.readline() == "ready\n"
+            assert len(server) == holders * of_one
+            used_kib = (_resident_kib() - before_kib) / len(server)
+            assert used_kib < 100, f"{used_kib:.0f} KiB a watcher"
+            service.client("publisher").open("onnx").close()  # keys are issued as ever
+            revoke(service, LeaseFilter("demo", principal=READER))
+            assert len(json.loads(watchers.stdout.readline())) == holders * of_one
+        finally:
+            watchers.kill()
+            watchers.wait()
+            if watchers.stdout is not None:
+                watchers.stdout.close()
+
+
+def _resident_kib() -> int:
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmRSS:")[1].split()[0])
+
+
+def _watched(server: WatchServer) -> set[str]:
+    return {str(name) for name in list(server._watches._by_lease)}
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
