@@ -147,6 +147,22 @@ when { principal.path == "/reader/b" };
     assert (of_b.max_live, of_b.max_renewals, of_b.one_time) == (3, 0, True)
 
 
+def test_the_strictest_deciding_policy_says_how_long_without_the_service(tmp_path: Path) -> None:
+    def max_offline(*annotations: str) -> timedelta:
+        texts = (
+            BASE.replace('@id("reader")', f'@id("reader-{number}") {annotation}')
+            for number, annotation in enumerate(annotations)
+        )
+        write(tmp_path, "".join(texts))
+        engine = CedarPolicyEngine(tmp_path, HOUR, 24 * HOUR)
+        engine.reload()
+        return engine.decide(ask()).lease_bounds.max_offline
+
+    assert max_offline("") == 24 * HOUR
+    assert max_offline('@max_offline("3h")') == 3 * HOUR
+    assert max_offline('@max_offline("3h")', "", '@max_offline("2h")') == 2 * HOUR
+
+
 CONTEXT = {
     "source": ('context has source && context.source.isInRange(ip("10.0.0.0/8"))', "10.1.2.3"),
     "suite": ('context has suite && context.suite like "MLKEM768*"', 1),
@@ -194,6 +210,23 @@ def test_groups_hold_whole_ids_and_prefixes() -> None:
     assert says(text, ask(READER), groups)
     assert not says(text, ask(STRANGER + "2"), groups)
     assert not says(text, ask("spiffe://example.org.evil/reader/a"), groups)
+    assert not says(text, ask("spiffe://example.org/reader"), groups)
+    assert not says(text, ask("spiffe://example.org/readers/a"), groups)
+
+
+def test_groups_hold_the_subjects_of_an_issuer() -> None:
+    text = '@id("g") permit (principal in ModelKMS::Group::"g", action, resource);'
+    groups = json.dumps({"groups": {"g": ["oidc:k8s:system:serviceaccount:prod:*"]}})
+    assert says(text, ask("oidc:k8s:system:serviceaccount:prod:app"), groups)
+    assert not says(text, ask("oidc:k8s:system:serviceaccount:test:app"), groups)
+    assert not says(text, ask("oidc:other:system:serviceaccount:prod:app"), groups)
+
+
+def test_a_suite_that_nobody_knows_is_called_so() -> None:
+    text = """@id("c") permit (principal, action, resource)
+    when { context has suite && context.suite == "UNKNOWN" };"""
+    assert says(text, ask(suite=99))
+    assert not says(text, ask(suite=1))
 
 
 def test_labels_can_be_demanded() -> None:
@@ -227,6 +260,7 @@ def test_an_equal_request_is_evaluated_once_and_decided_each_time(
     )
     assert len(evaluations) == 1
     assert first.id != second.id
+    assert len(first.id) == 32
     assert replace(second, id=first.id) == first
 
 
@@ -276,6 +310,16 @@ def test_the_cache_is_bounded(engine: CedarPolicyEngine, monkeypatch: pytest.Mon
         engine.decide(ask(client_version=f"1.0.{number}"))
     assert engine._in_force is not None
     assert len(engine._in_force._answers) == 3
+
+
+def test_each_look_into_the_cache_is_told(tmp_path: Path) -> None:
+    write(tmp_path, BASE)
+    looks: list[bool] = []
+    engine = CedarPolicyEngine(tmp_path, HOUR, HOUR, looked_up=looks.append)
+    engine.reload()
+    engine.decide(ask())
+    engine.decide(ask())
+    assert looks == [False, True]
 
 
 def test_a_failed_evaluation_is_not_kept(
@@ -337,7 +381,21 @@ BAD_SETS: dict[str, tuple[str, dict[str, Any], str]] = {
         {"cases": CASES},
         'must be "true"',
     ),
-    "unknown field of a canary": (BASE, {"cases": [*CASES, {"who": "me"}]}, "canaries.json: cases"),
+    "unknown field of a canary": (
+        BASE,
+        {"cases": [*CASES, {"who": "me"}]},
+        "canaries.json: cases.2.principal: ",
+    ),
+    "two fields wrong": (
+        BASE,
+        {"cases": [case("nobody", True), case(STRANGER, False, suite="MINE")]},
+        "canaries.json: cases.0.principal: Value error, neither a SPIFFE ID",
+    ),
+    "unknown suite": (
+        BASE,
+        {"cases": [*CASES, case(STRANGER, False, suite="MINE")]},
+        "canaries.json: cases.2.suite: Value error, no such key-transport suite",
+    ),
 }
 
 
@@ -379,6 +437,7 @@ def test_f68_a_canary_may_change_its_outcome_or_be_retired(
         ({"a": ["*"]}, "neither a SPIFFE ID"),
         ({"a": ["spiffe://example.*"]}, "behind a whole trust domain"),
         ({"a": ["spiffe://example.org/*/a"]}, "stands at the end only"),
+        ({"a": ["spiffe://example.org/a**"]}, "stands at the end only"),
         ({"a": ["oidc:k8s*"]}, "neither a SPIFFE ID"),
     ],
 )
