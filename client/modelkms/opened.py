@@ -183,6 +183,11 @@ class OpenedModel:
         self._require_open()
         return self._copy.reader.files()
 
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every file, by name."""
+        self._require_open()
+        return self._copy.reader.sizes()
+
     def read(self, name: str | None = None) -> bytes:
         """The whole content of a file; of the only one if `name` is None.
 

@@ -508,9 +508,10 @@ def test_the_guide(reader: modelkms.Client, publisher: modelkms.Client, tmp_path
     blocks = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
     names: dict[str, Any] = {"client": reader}
     for block in blocks:
-        exec(block.replace('"camera/', '"demo/'), names)  # the project of the tests
+        exec(re.sub('(["/])camera/', r"\1demo/", block), names)  # the project of the tests
     assert names["names"] == ["y"]
     assert names["two"].keys() == {"layer.0.bias", "layer.0.weight"}
     assert (names["config"], names["magic"]) == ("{}", b"GGUF")
     assert isinstance(names["CsvLoader"](), loaders.Loader)
-    assert len(blocks) == 7
+    assert names["listing"] == ["demo/llm/config.json", "demo/llm/model.safetensors"]
+    assert len(blocks) == 8
