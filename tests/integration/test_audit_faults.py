@@ -1,4 +1,4 @@
-"""The audit log of a real service under a full disk, a failing disk, and SIGKILL (F61, F63)."""
+"""The audit log of a real service: full and failing disks, SIGKILL, SIGTERM (F61, F63, F64)."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from kms_service.adapters.audit_chain import segments
 from kms_service.adapters.audit_reading import read_records, verify
 from kms_service.development.openbao import OpenBao
 from kms_service.development.vault_setup import RoleFiles, set_up
+from kms_service.domain.audit import ChainHead, Checkpoint
 from tests.support.certificates import TestAuthority
 from tests.support.server import refusal
 from tests.support.service_process import TRUST_DOMAIN, ServiceProcess
@@ -171,38 +172,52 @@ def test_f61_a_failing_disk_is_not_believed(service: ServiceProcess) -> None:
     assert list(chain(service).glob("*.torn-*"))
 
 
-@pytest.mark.parametrize("after_s", [0.05, 0.15, 0.3])
+class Load:
+    """Eight threads that ask without a pause, until the service goes away."""
+
+    def __init__(self, channel: grpc.Channel) -> None:
+        self._stub = model_service_pb2_grpc.ModelServiceStub(channel)
+        self._lock = threading.Lock()
+        self.answered = 0
+        self.codes: set[grpc.StatusCode] = set()
+        self._threads = [threading.Thread(target=self._ask) for _ in range(8)]
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        end = time.monotonic() + TIMEOUT_S
+        while self.answered < 20:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        for thread in self._threads:
+            thread.join()
+
+    def _ask(self) -> None:
+        request = model_service_pb2.GetProjectRequest(name="projects/demo")
+        while True:
+            try:
+                self._stub.GetProject(request, timeout=TIMEOUT_S)
+            except grpc.RpcError as error:
+                with self._lock:
+                    self.codes.add(refusal(error).code)
+                return
+            with self._lock:
+                self.answered += 1
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.05, 0.15])
 def test_f63_killed_between_audit_and_reply(service: ServiceProcess, after_s: float) -> None:
     """Whatever was answered is in the log; the log holds; the next start goes on."""
     service.start()
-    stop = threading.Event()
-    counts: list[int] = []
     with service.channel("admin/anna") as channel:
         create_project(channel)
-
-        def ask() -> None:
-            count = 0
-            stub = model_service_pb2_grpc.ModelServiceStub(channel)
-            while not stop.is_set():
-                try:
-                    stub.GetProject(
-                        model_service_pb2.GetProjectRequest(name="projects/demo"), timeout=TIMEOUT_S
-                    )
-                except grpc.RpcError:
-                    break
-                count += 1
-            counts.append(count)
-
-        threads = [threading.Thread(target=ask) for _ in range(8)]
-        for thread in threads:
-            thread.start()
-        time.sleep(after_s)
-        service.signal(signal.SIGKILL)
-        assert service.wait() == -signal.SIGKILL
-        stop.set()
-        for thread in threads:
-            thread.join()
-    answered = sum(counts)
+        with Load(channel) as load:
+            time.sleep(after_s)
+            service.signal(signal.SIGKILL)
+            assert service.wait() == -signal.SIGKILL
     # A torn last line, as a crash of the machine leaves it.
     last = [path for path in segments(chain(service)) if path.stat().st_size][-1]
     with last.open("ab") as file:
@@ -212,11 +227,32 @@ def test_f63_killed_between_audit_and_reply(service: ServiceProcess, after_s: fl
     assert service.stop() == 0
     (found,) = verify(service.folder / "audit").chains
     assert found.fault == ""
-    assert len(recorded(chain(service))) >= answered
+    assert len(recorded(chain(service))) >= load.answered
     events = [record["event"] for record in read_records(chain(service))]
     assert events.count("audit_tail_set_aside") == 1
     assert events.count("service_started") == 2
     assert events.count("service_stopped") == 1
+
+
+def test_f64_sigterm_under_load_loses_nothing(service: ServiceProcess) -> None:
+    """Calls in flight end well, later ones find nobody, the log is whole and proven to its end."""
+    kept = service.folder / "checkpoints"
+    service.settings["AUDIT__CHECKPOINTS__FOLDER"] = str(kept)
+    service.start()
+    with service.channel("admin/anna") as channel:
+        create_project(channel)
+        with Load(channel) as load:
+            service.signal(signal.SIGTERM)
+            assert service.wait() == 0
+    assert load.codes <= {grpc.StatusCode.UNAVAILABLE}
+    records = list(read_records(chain(service)))
+    assert records[-1]["event"] == "service_stopped"
+    assert records[-1]["details"]["all_calls_ended"] == "yes"
+    assert len(recorded(chain(service))) >= load.answered
+    newest = max(kept.glob("*.note")).read_text().split("\n\n")[0] + "\n"
+    (head,) = Checkpoint.parse(newest).heads
+    # The checkpoint comes after the last record.
+    assert head == ChainHead("main", len(records), records[-1]["hash"])
 
 
 def test_f63_two_services_do_not_share_a_chain(service: ServiceProcess, tmp_path: Path) -> None:
