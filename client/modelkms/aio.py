@@ -24,6 +24,7 @@ from typing import Any, Generic, Self, TypeVar
 
 from modelkms import client as _sync
 from modelkms.loaders import HeldModel
+from modelkms.observing import Observer
 from modelkms.opened import OpenedModel
 from modelkms.renewal import LeaseCallback
 from modelkms.types import LeaseInfo, Progress, ProgressCallback, Pushed, VersionInfo
@@ -34,9 +35,11 @@ _THREADS = 8
 """Verbs of a client that run at once; more wait for their turn."""
 
 
-def connect(profile: str | Path | None = None, **overrides: object) -> Client:
+def connect(
+    profile: str | Path | None = None, *, observer: Observer | None = None, **overrides: object
+) -> Client:
     """As `modelkms.connect`. Reads the profile's files, small ones, before it returns."""
-    return Client(_sync.connect(profile, **overrides))
+    return Client(_sync.connect(profile, observer=observer, **overrides))
 
 
 class Client:

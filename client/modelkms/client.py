@@ -15,6 +15,7 @@ from modelkms.cache import ArtifactCache
 from modelkms.download import Downloader
 from modelkms.errors import IdentityError, ModelKmsError, ReferenceInvalid
 from modelkms.materialize import sweep
+from modelkms.observing import NoObserver, Observer
 from modelkms.opened import OpenedModel, open_model
 from modelkms.policy import DryRunInfo, ExplanationInfo, PolicySetInfo, WhoCanInfo
 from modelkms.profile import Profile
@@ -43,11 +44,14 @@ from modelkms.types import (
 _log = logging.getLogger("modelkms")
 
 
-def connect(profile: str | Path | None = None, **overrides: object) -> Client:
+def connect(
+    profile: str | Path | None = None, *, observer: Observer | None = None, **overrides: object
+) -> Client:
     """A client of the service that a profile names. Nothing is sent until it is used.
 
     Args:
         profile: name or path of a profile; None: `MODELKMS_PROFILE`, else `default`.
+        observer: told how long models take to be ready (`modelkms.metrics.ClientMetrics`).
         overrides: fields of the profile that win over file and environment
             (`endpoint="kms.example:8443"`, `project="camera"`).
 
@@ -55,7 +59,7 @@ def connect(profile: str | Path | None = None, **overrides: object) -> Client:
         ProfileInvalid: the profile is missing or wrong.
         CredentialMissing, CredentialInvalid: certificate, key or CA file cannot be used.
     """
-    return Client(Profile.load(profile, overrides))
+    return Client(Profile.load(profile, overrides), observer)
 
 
 def load(ref: str, profile: str | Path | None = None, **options: Any) -> Any:
@@ -79,11 +83,14 @@ class Client:
     a project the profile's default holds, and a bare model means its alias `stable`.
     """
 
-    def __init__(self, profile: Profile) -> None:
+    def __init__(self, profile: Profile, observer: Observer | None = None) -> None:
         self.profile = profile
+        self._observer = observer or NoObserver()
         self._session = Session(profile)
         self._cache = ArtifactCache(profile.cache_folder / "artifacts", profile.cache_max_bytes)
-        self._downloader = Downloader(self._session, self._cache)
+        self._downloader = Downloader(
+            self._session, self._cache, looked_up=self._observer.looked_up
+        )
         _sweep()
 
     # --- publishing and opening -----------------------------------------------------------------
@@ -140,9 +147,15 @@ class Client:
             UnavailableError: service, Vault or storage cannot be used right now.
         """
         name = self.reference(ref).resource_name
-        return open_model(
-            self._session, self._downloader, name, attributes, progress, on_lease_event
-        )
+        try:
+            model = open_model(
+                self._session, self._downloader, name, attributes, progress, on_lease_event
+            )
+        except ModelKmsError as error:
+            self._observer.not_opened(error.reason)
+            raise
+        self._observer.opened(model.timings)
+        return model
 
     def load(
         self,
@@ -171,8 +184,11 @@ class Client:
         """
         with ExitStack() as stack:
             model = stack.enter_context(self.open(ref, attributes, progress))
+            opened_s = model.timings.total_s
             with model.timing_load():
                 loaded = loaders.load(model, loader, **options)
+            ready_s = model.timings.total_s
+            self._observer.loaded(ready_s - opened_s, ready_s)
             if trace is not None:
                 trace(model.timings)
             if isinstance(loaded, loaders.HeldModel):

@@ -47,8 +47,14 @@ class Downloader:
     """Gets artifacts, through the cache where it can. Safe to use from several threads."""
 
     def __init__(
-        self, session: Session, cache: ArtifactCache, *, piece_bytes: int = PIECE_BYTES
+        self,
+        session: Session,
+        cache: ArtifactCache,
+        *,
+        piece_bytes: int = PIECE_BYTES,
+        looked_up: Callable[[bool], object] = lambda _hit: None,
     ) -> None:
+        self._looked_up = looked_up
         self._session = session
         self._cache = cache
         self._piece_bytes = piece_bytes
@@ -75,13 +81,20 @@ class Downloader:
         """
         pin = require_pin(version)
 
+        filled = False
+
         def fill(file: BinaryIO) -> None:
+            nonlocal filled
+            filled = True
             self._download(version, pin, progress, authenticates, link).run(file)
 
         try:
-            return self._cache.get_or_fill(version.artifact_id, pin, fill)
+            cached = self._cache.get_or_fill(version.artifact_id, pin, fill)
+            self._looked_up(not filled)
+            return cached
         except (LocalDiskFull, LocalDiskError) as error:
             _log.warning("going on without the cache: %s", error.message)
+        self._looked_up(False)
         file = _scratch(pin.length_bytes)
         try:
             fill(file)

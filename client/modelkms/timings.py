@@ -31,6 +31,11 @@ class Timings(Info):
     decrypt_s: float = 0.0
     load_s: float = 0.0
 
+    @property
+    def total_s(self) -> float:
+        """All steps together."""
+        return sum(float(getattr(self, f"{step}_s")) for step in STEPS)
+
     def __str__(self) -> str:
         """`lease 0.012 s, download 1.204 s, …`."""
         return ", ".join(f"{step} {getattr(self, f'{step}_s'):.3f} s" for step in STEPS)

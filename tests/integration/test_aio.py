@@ -46,7 +46,8 @@ def large(service: SdkWorld, content: bytes, tmp_path_factory: pytest.TempPathFa
 
 def client(service: SdkWorld, name: str, folder: Path) -> aio.Client:
     """Of an identity, with nothing in its cache."""
-    return aio.connect(None, **{**service.profile(name), "cache_dir": folder / "cache"})
+    settings = {**service.profile(name), "cache_dir": folder / "cache"}
+    return aio.connect(None, observer=None, **settings)
 
 
 class Lag:

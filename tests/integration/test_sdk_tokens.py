@@ -62,7 +62,7 @@ class Rig:
             "key_file": None,
             **overrides,
         }
-        return self.world.clients.enter_context(modelkms.connect(None, **settings))
+        return self.world.clients.enter_context(modelkms.connect(None, observer=None, **settings))
 
 
 @pytest.fixture(scope="module")

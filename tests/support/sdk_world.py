@@ -64,7 +64,7 @@ class SdkWorld:
 
     def client(self, name: str, **overrides: object) -> modelkms.Client:
         """A client of an identity, closed with the world."""
-        client = modelkms.connect(None, **{**self.profile(name), **overrides})
+        client = modelkms.connect(None, observer=None, **{**self.profile(name), **overrides})
         return self.clients.enter_context(client)
 
     def stored(self) -> list[Path]:

@@ -154,7 +154,9 @@ class FakeOpenedModel:
         return io.BufferedReader(_Reader(self._contents[name]))
 
     @contextmanager
-    def materialize(self, *, keep_when_ended: bool = False) -> Iterator[Path]:
+    def materialize(
+        self, name: str | None = None, *, keep_when_ended: bool = False
+    ) -> Iterator[Path]:
         sizes = {name: len(content) for name, content in self._contents.items()}
         with materialized(sizes, self._write) as folder:
             yield folder
