@@ -22,6 +22,7 @@ from pathlib import Path
 from modelkms import _reaper
 from modelkms.errors import CacheUnsafe, LocalDiskFull, MemoryStorageMissing, ModelKmsError
 from modelkms.folders import free_bytes, local_error, make_private, open_private
+from modelkms.swap import files_kept_in_memory
 
 _log = logging.getLogger("modelkms")
 
@@ -63,7 +64,8 @@ def materialized(
             write(content)
         except OSError as error:
             raise local_error(error, f"the model cannot be written to {root}") from error
-        yield content
+        with files_kept_in_memory(content):
+            yield content
 
 
 def sweep(environment: Mapping[str, str] | None = None) -> int:

@@ -11,6 +11,8 @@ import io
 import mmap
 import sys
 
+from modelkms.swap import keep_in_memory
+
 HUGE_PAGE_BYTES = 2 << 20
 
 
@@ -29,7 +31,7 @@ class FreshBytes:
         # it instead would be slower and as right.
         self._file = io.BytesIO(bytes(length))
         self.view = self._file.getbuffer()
-        _advise_huge_pages(self.view)
+        _prepare(self.view)
 
     def take(self) -> bytes:
         """The bytes. Slices of `view` must have been released; nothing can be written any more."""
@@ -54,7 +56,7 @@ class FreshMemory:
         whole = memoryview(mapping)
         start = -_address(whole) % HUGE_PAGE_BYTES if length >= HUGE_PAGE_BYTES else 0
         self.view = whole[start : start + length]
-        _advise_huge_pages(self.view)
+        _prepare(self.view)
 
     def take(self) -> memoryview:
         """The memory, writable: it is the caller's alone."""
@@ -80,14 +82,16 @@ def _address(view: memoryview) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(view))
 
 
-def _advise_huge_pages(view: memoryview) -> None:
-    """Ask for huge pages where `view` spans whole ones. Advice: what comes of it is speed only.
+def _prepare(view: memoryview) -> None:
+    """Keep a large buffer out of swap, and ask for huge pages where it spans whole ones. That is
+    advice: what comes of it is speed only.
 
     The memory is freshly mapped: `bytes` of such a size come zeroed from the kernel.
     """
     if sys.platform != "linux" or len(view) < 2 * HUGE_PAGE_BYTES:
         return
     begin = _address(view)
+    keep_in_memory(begin, len(view))
     start = -(-begin // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
     length = (begin + len(view) - start) // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES
     ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.MADV_HUGEPAGE)

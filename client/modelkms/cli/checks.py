@@ -23,6 +23,7 @@ from modelkms.folders import free_bytes, make_private
 from modelkms.identity import ClientIdentity
 from modelkms.materialize import is_memory_backed
 from modelkms.profile import Profile
+from modelkms.swap import unsafe_swaps
 from modelkms.types import Info
 
 if TYPE_CHECKING:
@@ -109,6 +110,13 @@ def _storage(profile: Profile) -> Iterator[Finding]:
     yield _folder("cache", profile.cache_folder, "cache_dir")
     yield _folder("state", profile.state_folder, "state_dir")
     yield _memory()
+    if areas := unsafe_swaps():
+        yield Finding(
+            "memory",
+            "warning",
+            f"swap without encryption is in use ({', '.join(areas)}): plaintext may reach it",
+            "encrypt it or do without; else plaintext is locked as far as RLIMIT_MEMLOCK allows",
+        )
 
 
 def _folder(check: str, folder: Path, field: str) -> Finding:
