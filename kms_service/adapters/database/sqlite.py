@@ -17,6 +17,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError
 
 from kms_service.adapters.database.engine import EngineOptions, translated
+from kms_service.adapters.database.group_commit import GroupCommit
 from kms_service.domain.errors import (
     ConfigurationError,
     ServiceError,
@@ -46,6 +47,7 @@ class SqliteTransactions:
     def __init__(self, url: str, options: EngineOptions) -> None:
         self.engine = _engine(url, options.connections)
         self._writer = threading.Lock()
+        self._group = GroupCommit(self.write, meaning_of)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -65,9 +67,9 @@ class SqliteTransactions:
             self._writer.release()
 
     def transact(self, work: Callable[[Connection], T]) -> T:
-        """Once: writers take turns here, so that none loses against another."""
-        with self.write() as connection:
-            return work(connection)
+        """Once: writers take turns here, so that none loses against another; those who wait at
+        the same time share one commit."""
+        return self._group.run(work)
 
     def rewrite(self) -> None:
         """As the protocol says: the file, and the write-ahead log emptied. Readers go on.

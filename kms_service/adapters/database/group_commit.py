@@ -1,0 +1,124 @@
+"""Many writers, one commit: what a synced commit costs is shared by those who wait for it.
+
+A writer that finds nobody at work leads: it takes all that have gathered into one transaction, each
+behind a savepoint of its own, one after the other, and commits once. So each still sees what those
+before it did and nothing of those that failed, as if they had taken turns; and none returns before
+the commit is durable.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, Generic, TypeVar
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import DatabaseError, IntegrityError
+
+T = TypeVar("T")
+
+_AT_ONCE = 64
+"""Of one commit: bounds how long the first of them waits."""
+
+Write = Callable[[], AbstractContextManager[Connection]]
+
+
+class _Entry(Generic[T]):
+    """One writer's work, and what became of it."""
+
+    __slots__ = ("_context", "_work", "awake", "error", "leads", "result")
+
+    def __init__(self, work: Callable[[Connection], T]) -> None:
+        self._work = work
+        # Another thread may run it; what the caller's thread knows (its trace) goes along.
+        self._context = contextvars.copy_context()
+        self.awake = threading.Event()
+        self.leads = False
+        self.result: T | None = None
+        self.error: BaseException | None = None
+
+    def run(self, connection: Connection) -> None:
+        self.result = self._context.run(self._work, connection)
+
+
+class GroupCommit:
+    """Runs works on a database with one writer at a time.
+
+    Args:
+        write: a transaction, committed durably at the end of the block.
+        meaning_of: what a database error means.
+    """
+
+    def __init__(self, write: Write, meaning_of: Callable[[DatabaseError], Exception]) -> None:
+        self._write = write
+        self._meaning_of = meaning_of
+        self._lock = threading.Lock()
+        self._queue: list[_Entry[Any]] = []
+        self._led = False
+
+    def run(self, work: Callable[[Connection], T]) -> T:
+        """What `work` gives, once it is committed.
+
+        Raises: what `work` raises, and what `write` does.
+        """
+        entry = _Entry(work)
+        with self._lock:
+            self._queue.append(entry)
+            entry.leads = not self._led
+            self._led = True
+        if not entry.leads:
+            entry.awake.wait()
+        if entry.leads:
+            self._lead()
+        if entry.error is not None:
+            raise entry.error
+        return entry.result  # type: ignore[return-value]  # no error: it is what work gave
+
+    def _lead(self) -> None:
+        """One commit for all that have gathered, the leader's own first; then the next leads."""
+        with self._lock:
+            group, self._queue = self._queue[:_AT_ONCE], self._queue[_AT_ONCE:]
+        try:
+            self._commit(group)
+        except BaseException as error:
+            # Nothing of it was committed, whoever it was that failed.
+            for entry in group:
+                entry.error = entry.error or error
+        with self._lock:
+            following = self._queue[0] if self._queue else None
+            self._led = following is not None
+        for entry in group:
+            entry.awake.set()
+        if following is not None:
+            following.leads = True
+            following.awake.set()
+
+    def _commit(self, group: list[_Entry[Any]]) -> None:
+        with self._write() as connection:
+            if len(group) == 1:
+                group[0].run(connection)
+                return
+            for entry in group:
+                self._apart(entry, connection)
+
+    def _apart(self, entry: _Entry[Any], connection: Connection) -> None:
+        """
+        Raises:
+            DatabaseError: the transaction as a whole may be gone (a full disk ends it).
+        """
+        savepoint = connection.begin_nested()
+        try:
+            entry.run(connection)
+        except IntegrityError as error:
+            savepoint.rollback()
+            entry.error = self._meaning_of(error)
+            entry.error.__cause__ = error
+        except DatabaseError:
+            raise
+        except BaseException as error:
+            savepoint.rollback()
+            entry.error = error
+        else:
+            savepoint.commit()
