@@ -122,6 +122,10 @@ $(FUZZ_VENV)/.stamp: requirements/fuzz.txt requirements/development.txt | $(UV)
 	$(UV) pip sync --quiet --python $(FUZZ_VENV)/bin/python --require-hashes requirements/development.txt requirements/fuzz.txt
 	@touch $@
 
+.PHONY: bench-torch
+bench-torch: setup $(TORCH_VENV)/.stamp ## measure the loaders, PyTorch's too; only prints
+	PYTHONPATH=protos:client:. $(TORCH_VENV)/bin/python -m tests.bench.loading
+
 .PHONY: bench
 bench: setup ## measure; writes tests/bench/RESULTS.md
 	$(BIN)/python -m tests.bench

@@ -8,7 +8,7 @@ import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tests.bench import artifacts, audit, data_plane, leases
+from tests.bench import artifacts, audit, data_plane, leases, loading, object_store
 from tests.bench.measure import describe_machine
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
@@ -27,6 +27,8 @@ def main() -> int:
         sections = [
             artifacts.run(Path(folder), sizes, options.rounds),
             data_plane.run(Path(folder), options.size_mib * 2**20, options.rounds),
+            loading.run(Path(folder), options.size_mib * 2**20 // 2, options.rounds),
+            object_store.run(Path(folder), options.size_mib * 2**20 // 4, options.rounds),
             leases.run(Path(folder), options.rounds, options.seconds),
             audit.run(Path(folder), options.rounds, options.seconds),
         ]

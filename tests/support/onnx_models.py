@@ -11,8 +11,13 @@ def adder(values: list[float], external: str | None = None) -> tuple[bytes, byte
     Args:
         external: location of that file, relative to the model; None: the values lie in the model.
     """
-    raw = struct.pack(f"<{len(values)}f", *values)
-    tensor = _number(1, len(values)) + _number(2, 1) + _text(8, "w")
+    return adder_of(struct.pack(f"<{len(values)}f", *values), external)
+
+
+def adder_of(raw: bytes, external: str | None = None) -> tuple[bytes, bytes]:
+    """As `adder`; `raw`: little-endian floats of 32 bits."""
+    length = len(raw) // 4
+    tensor = _number(1, length) + _number(2, 1) + _text(8, "w")
     if external is None:
         tensor += _bytes(9, raw)
     else:
@@ -24,8 +29,8 @@ def adder(values: list[float], external: str | None = None) -> tuple[bytes, byte
         _bytes(1, node)
         + _text(2, "adder")
         + _bytes(5, tensor)
-        + _bytes(11, _value("x", len(values)))
-        + _bytes(12, _value("y", len(values)))
+        + _bytes(11, _value("x", length))
+        + _bytes(12, _value("y", length))
     )
     opset = _bytes(8, _text(1, "") + _number(2, 17))
     return _number(1, 8) + _bytes(7, graph) + opset, raw if external is not None else b""
