@@ -82,9 +82,9 @@ def run(folder: Path, size_bytes: int, rounds: int) -> str:
     return (
         f"## The first open of {size_bytes / 2**20:,.0f} MiB from S3\n\n"
         f"{rounds} rounds, interleaved, versitygw on this machine. The plain download is the\n"
-        f"same {_THREADS} connections and ranges into a file, nothing verified, no fsync. The first\n"
-        "open leases the key, verifies the pin's digest and makes the cache entry durable.\n\n"
-        + table(("candidate", "median", "spread", "MiB/s", "ratio of throughput"), rows)
+        f"same {_THREADS} connections and ranges into a file, nothing verified, no fsync. The\n"
+        "first open leases the key, verifies the pin's digest and makes the cache entry durable.\n"
+        "\n" + table(("candidate", "median", "spread", "MiB/s", "ratio of throughput"), rows)
     )
 
 
