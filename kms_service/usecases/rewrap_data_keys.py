@@ -46,7 +46,9 @@ OURSELVES = "modelkms-server"
 SHOWN_FAILURES = 100
 MAX_KEYS_PER_SECOND = 1_000_000
 _RATE_OVER_S = 10.0
-_BATCHES_A_CLAIM = 4
+_BATCHES_A_CLAIM = 16
+_LARGEST_CLAIM = 5000
+"""Data keys: each claim costs two commits, and a claim must end long before it runs out."""
 _LONGEST_WAIT_S = 1.0
 
 
@@ -244,7 +246,7 @@ class RewrapWorker:
             for rewrap in running:
                 if stopping():
                     return moved
-                size = _BATCHES_A_CLAIM * self._rewrapper.rewrap_batch_size
+                size = min(_LARGEST_CLAIM, _BATCHES_A_CLAIM * self._rewrapper.rewrap_batch_size)
                 match self._rewraps.claim(rewrap.name, size, self._clock.now()):
                     case RewrapBatch() as batch:
                         moved += self._move(batch)

@@ -8,7 +8,16 @@ import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tests.bench import artifacts, audit, data_plane, leases, loading, object_store
+from tests.bench import (
+    artifacts,
+    audit,
+    catalogue_size,
+    data_plane,
+    leases,
+    loading,
+    object_store,
+    rewrap,
+)
 from tests.bench.measure import describe_machine
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
@@ -20,6 +29,8 @@ def main() -> int:
     parser.add_argument("--sizes-mib", default="256,1024,8192", help="of artifacts alone")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=8.0, help="length of a load run")
+    parser.add_argument("--keys", type=int, default=100_000, help="data keys to rewrap")
+    parser.add_argument("--versions", type=int, default=1_000_000, help="of a large catalogue")
     parser.add_argument("--no-write", action="store_true", help="only print")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="modelkms-bench-") as folder:
@@ -31,6 +42,8 @@ def main() -> int:
             object_store.run(Path(folder), options.size_mib * 2**20 // 4, options.rounds),
             leases.run(Path(folder), options.rounds, options.seconds),
             audit.run(Path(folder), options.rounds, options.seconds),
+            rewrap.run(Path(folder), options.keys),
+            catalogue_size.run(Path(folder), options.versions),
         ]
     text = "\n\n".join([_head(), *sections]) + "\n"
     sys.stdout.write(text)
