@@ -37,8 +37,8 @@ def run(folder: Path, keys: int) -> str:
     return (
         "## Rewrap\n\n"
         f"{keys:,} versions with real wrapped data keys, one worker of {_THREADS} threads, and\n"
-        f"OpenBao on the same machine. Raw: {_THREADS} threads have it rewrap {_RAW_KEYS:,} of the\n"
-        "same keys, in batches of the size that the adapter found, and store nothing; before and\n"
+        f"OpenBao on the same machine. Raw: {_THREADS} threads have it rewrap {_RAW_KEYS:,} of\n"
+        "the same keys, in batches of the size the adapter found, and store nothing; before and\n"
         f"after. Killed: SIGKILL {_KILLS} times on the way, started again each time, all starts\n"
         "and waits included (a dead worker's claim runs out after 20 s).\n\n"
         + table(("database", "run", "keys/s", "ratio to raw", "left under the old version"), rows)
