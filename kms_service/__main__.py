@@ -1,4 +1,5 @@
-"""`modelkms-server`: serve, migrate, check-config, audit, policy, the first officer, dev.
+"""`modelkms-server`: serve, migrate, check-config, backup, restore, verify-state, audit, policy,
+the first officer, dev.
 
 Exit codes: 0 done · 1 internal · 2 usage or configuration · 5 unavailable · 6 corrupt (a damaged
 audit log). Errors are `error:` and `hint:` lines on standard error.
@@ -17,7 +18,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from kms_service import __version__
+from kms_service import __version__, state_commands
 from kms_service.audit_commands import audit_app
 from kms_service.config import Config, load
 from kms_service.console import CORRUPT, INTERNAL, UNAVAILABLE, USAGE, fail, say, tell
@@ -38,6 +39,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(audit_app, name="audit")
+state_commands.register(app)
 policy_app = typer.Typer(help="Policy sets.", no_args_is_help=True)
 app.add_typer(policy_app, name="policy")
 

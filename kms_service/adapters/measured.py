@@ -82,8 +82,8 @@ class TimedDatabase:
         with self._step:
             return self._database.served_time()
 
-    def scrub(self) -> bool:
-        return self._database.scrub()
+    def scrub(self, *, again: bool = False) -> bool:
+        return self._database.scrub(again=again)
 
     def probe(self) -> None:
         self._database.probe()

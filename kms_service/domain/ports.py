@@ -233,6 +233,9 @@ class VersionTable(Protocol):
         """Which of these (at most 500) belong to a version that is not DESTROYED, or one whose
         artifact was to be kept."""
 
+    def scan(self, after: VersionName | None, limit: int) -> Sequence[Version]:
+        """At most `limit` versions of all projects behind `after`, by name."""
+
     def destroy_due(self, moment: Moment, limit: int) -> Sequence[Version]:
         """At most `limit` versions of any project whose destruction is confirmed and due."""
 
@@ -459,10 +462,11 @@ class Database(Protocol):
             StateUnavailable, StateCorrupt.
         """
 
-    def scrub(self) -> bool:
+    def scrub(self, *, again: bool = False) -> bool:
         """Leave no bytes of the wrapped keys of destroyed versions in the database's own files,
-        if there may be any; whether there was something to do. What the database has written
-        elsewhere (backups, archived logs, freed blocks of the disk) is out of reach.
+        if there may be any (or `again`: in any case); whether there was something to do. What the
+        database has written elsewhere (backups, archived logs, freed blocks of the disk) is out of
+        reach.
 
         Raises:
             StateUnavailable, StateCorrupt: not done; call again.

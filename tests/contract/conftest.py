@@ -23,6 +23,7 @@ class Migrated:
     database: SqlDatabase
     empty: Callable[[], object]
     raw: Callable[[], bytes]
+    url: str
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
@@ -41,7 +42,7 @@ def migrated(
         raw = functools.partial(_flushed_bytes, postgres)
     migrate(url)
     database = SqlDatabase(url)
-    yield Migrated(database, empty, raw)
+    yield Migrated(database, empty, raw, url)
     database.close()
 
 

@@ -45,6 +45,14 @@ class FakeMasterKeys:
     def make(self, master_key: str, *, derived: bool = True) -> None:
         self._keys[master_key] = _MasterKey(derived=derived)
 
+    def take_away(self, master_key: str) -> object:
+        """As if it was deleted; what `bring_back` wants."""
+        return self._keys.pop(master_key)
+
+    def bring_back(self, master_key: str, taken: object) -> None:
+        assert isinstance(taken, _MasterKey)
+        self._keys[master_key] = taken
+
     def rotate(self, master_key: str) -> None:
         self._keys[master_key].versions.append(os.urandom(32))
 

@@ -240,8 +240,8 @@ class WatchedDatabase:
     def served_time(self) -> timedelta:
         return self.served()
 
-    def scrub(self) -> bool:
-        return self.inner.scrub()
+    def scrub(self, *, again: bool = False) -> bool:
+        return self.inner.scrub(again=again)
 
     def probe(self) -> None:
         self.inner.probe()

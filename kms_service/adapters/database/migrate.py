@@ -59,6 +59,11 @@ def schema_state(url: str, options: EngineOptions | None = None) -> SchemaState:
         transactions.engine.dispose()
 
 
+def schema_revision(connection: Connection) -> str | None:
+    """Number of the schema's last migration; None if there is no schema."""
+    return MigrationContext.configure(connection).get_current_revision()
+
+
 def schema_state_of(connection: Connection) -> SchemaState:
     """The state seen through an open connection."""
     found = MigrationContext.configure(connection).get_current_revision()

@@ -159,7 +159,7 @@ class SqlDatabase:
             served_us = connection.execute(select(schema.clock.c.served_us)).scalar_one_or_none()
         return timedelta(microseconds=served_us or 0)
 
-    def scrub(self) -> bool:
+    def scrub(self, *, again: bool = False) -> bool:
         versions, clock = schema.versions, schema.clock
         with self._transactions.read() as connection:
             destroyed = connection.execute(
@@ -168,7 +168,7 @@ class SqlDatabase:
                 .where(versions.c.state == VersionState.DESTROYED.value)
             ).scalar_one()
             scrubbed = connection.execute(select(clock.c.scrubbed_versions)).scalar_one_or_none()
-        if destroyed == (scrubbed or 0):
+        if destroyed == (scrubbed or 0) and not again:
             return False
         self._transactions.rewrite()
 

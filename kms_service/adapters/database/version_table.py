@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, insert, or_, select, update
+from sqlalchemy import Connection, Row, func, insert, or_, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 
 from kms_service.adapters.database import schema
@@ -136,6 +136,13 @@ class SqlVersionTable:
             )
         )
         return frozenset(row[0] for row in rows)
+
+    def scan(self, after: VersionName | None, limit: int) -> Sequence[Version]:
+        name = (_TABLE.c.project, _TABLE.c.model, _TABLE.c.number)
+        query = select(_TABLE).order_by(*name).limit(limit)
+        if after is not None:
+            query = query.where(tuple_(*name) > (after.project, after.model, after.number))
+        return [_version(row) for row in self._connection.execute(query)]
 
     def destroy_due(self, moment: Moment, limit: int) -> Sequence[Version]:
         rows = self._connection.execute(

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -20,6 +21,7 @@ from modelkms_api.artifact import (
     floe_parameters,
 )
 from modelkms_api.v1.artifact_pb2 import PAYLOAD_KIND_ZIP, ArtifactHeader
+from pysqlite3 import dbapi2 as sqlite
 
 from kms_service.adapters.database import SqlDatabase
 from kms_service.adapters.key_transport import HpkeKeyTransport
@@ -163,6 +165,12 @@ class World:
 
     def close(self) -> None:
         self._sql.close()
+
+    def execute(self, statement: str) -> None:
+        """SQL past all use cases, as who can write the database has it."""
+        with closing(sqlite.connect(str(self.folder / "state.db"), timeout=10)) as connection:
+            connection.execute(statement)
+            connection.commit()
 
     def reopen_database(self) -> None:
         """As a service that starts again does."""
