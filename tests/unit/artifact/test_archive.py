@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import stat
 import struct
 import subprocess
@@ -14,11 +15,21 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from modelkms.artifact import ArtifactReader, archive
+from modelkms.artifact import ArtifactReader, archive, write_artifact
 from modelkms.artifact.archive import Member, Names, lay_out, read_members
 from modelkms.errors import ArchiveRejected
 
-from tests.unit.artifact.helpers import KEY, folder_of, payload_of, sealed, written, zip_of
+from tests.unit.artifact.helpers import (
+    ARTIFACT_ID,
+    KEY,
+    UID,
+    VERSION,
+    folder_of,
+    payload_of,
+    sealed,
+    written,
+    zip_of,
+)
 
 FILES = {
     "config.json": b"{}",
@@ -116,6 +127,38 @@ def test_members_beyond_4_gib_have_their_place() -> None:
         return (b"".join(entries) + tail)[at - directory_at :][:length]
 
     assert read_members(read_sparse, size) == [large, small]
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(600)
+def test_a_member_of_5_gib_is_written_and_read(tmp_path: Path) -> None:
+    """Sizes and offsets beyond 2^32, at full length; sparse, but for its last bytes."""
+    folder, stored = tmp_path / "model", tmp_path / "artifact"
+    folder.mkdir()
+    with (folder / "large.bin").open("wb") as file:
+        file.truncate(5 << 30)
+        file.seek(-4, os.SEEK_END)
+        file.write(b"tail")
+    (folder / "small.json").write_bytes(b"{}")
+    try:
+        with stored.open("wb", buffering=0) as sink:
+            write_artifact(
+                folder,
+                sink,
+                KEY,
+                version=VERSION,
+                version_uid=UID,
+                artifact_id=ARTIFACT_ID,
+            )
+        with ArtifactReader(stored, KEY) as reader:
+            assert reader.sizes() == {"large.bin": 5 << 30, "small.json": 2}
+            assert reader.read("small.json") == b"{}"
+            large = reader.open("large.bin")
+            assert large.pread(100, (5 << 30) - 4) == b"tail"
+            assert large.pread(4, 1 << 32) == bytes(4)
+            reader.verify()
+    finally:
+        stored.unlink(missing_ok=True)  # pytest would keep it
 
 
 @given(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import shutil
@@ -289,6 +290,75 @@ def test_f54_a_killed_fillers_lock_dies_with_it_and_nothing_half_is_seen(
     assert read(cache, artifact, fill) == artifact.content
     assert fill.calls == 1
     assert entries(folder) == {artifact.artifact_id}
+
+
+RACER = """
+import json, random, sys
+from pathlib import Path
+from modelkms.cache import ArtifactCache
+from modelkms.types import PinInfo
+folder, max_bytes, seed = sys.argv[1:]
+artifacts = [
+    (name, PinInfo(length, bytes.fromhex(tag), bytes.fromhex(digest)), Path(source).read_bytes())
+    for name, length, tag, digest, source in json.loads(sys.stdin.readline())
+]
+cache, chance = ArtifactCache(Path(folder), int(max_bytes)), random.Random(int(seed))
+print("racing", flush=True)
+for _ in range(150):
+    name, pin, content = chance.choice(artifacts)
+    def fill(file):
+        file.seek(0)
+        file.truncate()
+        for at in range(0, len(content), 5000):
+            file.write(content[at : at + 5000])
+    with cache.get_or_fill(name, pin, fill) as file:
+        assert file.read() == content
+"""
+
+
+@pytest.mark.faults
+def test_f54_processes_race_over_more_than_the_cache_holds(folder: Path, tmp_path: Path) -> None:
+    """Each always gets what it asked for, whole, while others fill, evict and are killed."""
+    artifacts = [noise_artifact() for _ in range(6)]
+    told = []
+    for artifact in artifacts:
+        source, pin = tmp_path / artifact.artifact_id, artifact.pin
+        source.write_bytes(artifact.content)
+        numbers = (pin.length_bytes, pin.floe_header_tag.hex(), pin.digest.hex())
+        told.append((artifact.artifact_id, *numbers, str(source)))
+    max_bytes = 3 * max(artifact.pin.length_bytes for artifact in artifacts)
+    racers = [
+        subprocess.Popen(
+            [sys.executable, "-c", RACER, str(folder), str(max_bytes), str(seed)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for seed in range(5)
+    ]
+    for racer in racers:
+        assert racer.stdin is not None
+        racer.stdin.write(json.dumps(told) + "\n")
+        racer.stdin.flush()
+    for racer in racers[:2]:
+        assert racer.stdout is not None
+        assert racer.stdout.readline() == "racing\n"
+        racer.kill()
+    for racer in racers:
+        _, errors = racer.communicate(timeout=120)
+        assert racer.returncode == (-9 if racer in racers[:2] else 0), errors
+
+    whole = [path for path in folder.iterdir() if not path.suffix]
+    contents = {artifact.artifact_id: artifact.content for artifact in artifacts}
+    assert {path.name: path.read_bytes() for path in whole} == {
+        path.name: contents[path.name] for path in whole
+    }
+    last = ArtifactCache(folder, max_bytes)
+    assert read(last, artifacts[0], Filler(artifacts[0])) == artifacts[0].content
+    another = noise_artifact()
+    read(last, another, Filler(another))  # with nobody else about, the bound holds again
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= max_bytes
 
 
 def test_f54_a_filler_that_stands_still_is_not_waited_for_for_ever(
