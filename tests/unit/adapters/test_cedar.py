@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
+import cedarpy
 import pytest
 
 from kms_service.adapters import cedar
@@ -20,6 +21,7 @@ from kms_service.adapters.cedar_policy_set import (
     PolicySetRefused,
     parse_policy_set,
 )
+from kms_service.adapters.cedar_request import minute
 from kms_service.domain.decisions import AccessRequest, Action, Circumstances, Resource
 from kms_service.domain.errors import PolicyUnavailable
 from kms_service.domain.identity import principal_of
@@ -117,6 +119,23 @@ def test_f18_an_erring_forbid_denies() -> None:
 def test_f18_a_request_that_the_schema_does_not_know_is_denied(engine: CedarPolicyEngine) -> None:
     of_service = replace(ask(), resource=Resource(""))
     assert not engine.decide(of_service).permitted
+
+
+def test_f18_what_cedar_does_not_even_take_is_denied(
+    engine: CedarPolicyEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise ValueError("canary")
+
+    monkeypatch.setattr(cedarpy, "is_authorized", refused)
+    assert evaluate(engine.current, ask()) == Evaluation(permitted=False, policies=(), failed=True)
+    assert not engine.decide(ask()).permitted
+
+
+def test_policies_see_the_minute_in_utc() -> None:
+    east = NOON.replace(second=59, microsecond=999_999).astimezone(timezone(3 * HOUR))
+    cut = minute(east)
+    assert (cut, cut.tzinfo) == (NOON.replace(second=0, microsecond=0), UTC)
 
 
 def test_lease_terms_are_those_of_the_deciding_policies(engine: CedarPolicyEngine) -> None:
@@ -310,6 +329,8 @@ def test_the_cache_is_bounded(engine: CedarPolicyEngine, monkeypatch: pytest.Mon
         engine.decide(ask(client_version=f"1.0.{number}"))
     assert engine._in_force is not None
     assert len(engine._in_force._answers) == 3
+    kept = [key[-2] for key in engine._in_force._answers]
+    assert kept == ["1.0.7", "1.0.8", "1.0.9"]  # the oldest go
 
 
 def test_each_look_into_the_cache_is_told(tmp_path: Path) -> None:
@@ -340,6 +361,12 @@ BAD_SETS: dict[str, tuple[str, dict[str, Any], str]] = {
         PERMIT_ALL,
         {"cases": [case(STRANGER, True), case(READER, False)]},
         "a stranger is permitted",
+    ),
+    "somebody is let in who must not": (
+        BASE
+        + f'@id("s") permit (principal == ModelKMS::Principal::"{STRANGER}", action, resource);',
+        {"cases": CASES},
+        f"canary case: {STRANGER} LeaseDataKey demo/face must be refused",
     ),
     "everyone with a token": (
         BASE + '@id("t") permit (principal, action, resource) when { principal.issuer != "" };',
