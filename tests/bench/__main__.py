@@ -17,6 +17,7 @@ from tests.bench import (
     loading,
     object_store,
     rewrap,
+    sizing,
 )
 from tests.bench.measure import describe_machine
 
@@ -44,6 +45,7 @@ def main() -> int:
             audit.run(Path(folder), options.rounds, options.seconds),
             rewrap.run(Path(folder), options.keys),
             catalogue_size.run(Path(folder), options.versions),
+            sizing.run(Path(folder) / "sizing", options.seconds),
         ]
     text = "\n\n".join([_head(), *sections]) + "\n"
     sys.stdout.write(text)
