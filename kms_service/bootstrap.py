@@ -78,6 +78,7 @@ from kms_service.rpc.model_service import ModelServicer
 from kms_service.rpc.pipeline import Pipeline
 from kms_service.rpc.policy_service import PolicyServicer
 from kms_service.rpc.pool import FairShare
+from kms_service.rpc.rates import Rates
 from kms_service.rpc.registration import full_methods
 from kms_service.rpc.server import CallPools, RpcServer, ServerLimits, TokenPort
 from kms_service.rpc.tls import ReloadingCredentials, TlsFiles
@@ -190,6 +191,7 @@ def build(config: Config, *, worker_metrics: Path | None = None) -> Service:
         FairShare(pools.unary, share),
         metrics,
         adapters.tracer,
+        Rates(server.calls_per_principal_s, server.calls_per_instance_s, boottime_s),
     )
     health = HealthServicer()
     readiness = _readiness(health, adapters, metrics)

@@ -122,6 +122,10 @@ class ServerSection(_Section):
     (`CHAIN-0`, …); more than one needs PostgreSQL."""
     threads: int = Field(default=16, ge=2, le=256)
     """Unary calls that run at once; 8 times as many may wait."""
+    calls_per_principal_s: float | None = Field(default=None, gt=0)
+    """Calls a second of one principal, in the long run, to one process; absent: any number."""
+    calls_per_instance_s: float | None = Field(default=None, gt=0)
+    """The same of one TLS key, or other instance, of a principal."""
     artifact_streams: int = Field(default=16, ge=1, le=256)
     """Artifact uploads and downloads at once."""
     shutdown_grace_s: float = Field(default=10.0, ge=0, le=300)

@@ -51,7 +51,7 @@ class Conflict(ServiceError):
 class Throttled(ServiceError):
     """Over a limit; retry later."""
 
-    retry_after_s: ClassVar[float] = 1.0
+    retry_after_s: float = 1.0
 
 
 class Unavailable(ServiceError):
@@ -321,7 +321,12 @@ class Overloaded(Throttled):
 
 class QuotaExceeded(Throttled):
     reason = "QUOTA_EXCEEDED"
-    default_message = "too many calls of this identity at once"
+    default_message = "too many calls of this identity"
+
+    def __init__(self, message: str | None = None, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        if retry_after_s is not None:
+            self.retry_after_s = retry_after_s
 
 
 class StreamLimit(Throttled):

@@ -32,6 +32,7 @@ from kms_service.rpc.error_table import (
     to_grpc_status,
 )
 from kms_service.rpc.pool import FairShare, refuse_if_overloaded
+from kms_service.rpc.rates import Rates
 from kms_service.telemetry.logging import get_logger
 from kms_service.telemetry.metrics import MethodMetrics, Metrics
 from kms_service.telemetry.tracing import CallSpan, NoTracer, Tracer
@@ -53,6 +54,7 @@ class Pipeline:
         fair_share: bounds what one principal runs at once while others wait.
         metrics: counts.
         tracer: makes a span of each call.
+        rates: bounds how often an identity may call.
     """
 
     def __init__(
@@ -61,7 +63,9 @@ class Pipeline:
         fair_share: FairShare,
         metrics: Metrics,
         tracer: Tracer | None = None,
+        rates: Rates | None = None,
     ) -> None:
+        self._rates = rates
         self._authenticator = authenticator
         self._fair_share = fair_share
         self._metrics = metrics
@@ -121,7 +125,7 @@ class Pipeline:
             assert isinstance(context, grpc.ServicerContext)
             call = self._begin(method, context, metrics)
             try:
-                self._admit(call)
+                self._admit(call, limited=False)  # health answers whatever else happens
                 call.succeeded()
             except Exception as error:
                 call.fail(error)
@@ -133,7 +137,7 @@ class Pipeline:
         span = self._tracer.call(method, context.invocation_metadata() or ())
         return Call(method, context, metrics, span)
 
-    def _admit(self, call: Call) -> None:
+    def _admit(self, call: Call, *, limited: bool = True) -> None:
         refuse_if_overloaded()
         context = call.context
         metadata = context.invocation_metadata()
@@ -151,6 +155,8 @@ class Pipeline:
                 call.span.trace_id,
             )
         )
+        if limited and self._rates is not None:
+            self._rates.take(principal)
         call.check()
 
 

@@ -30,6 +30,7 @@ from prometheus_client import generate_latest
 from kms_service.domain.errors import InvalidField, VaultUnavailable
 from kms_service.rpc.conversion import text
 from kms_service.rpc.pipeline import Call
+from kms_service.rpc.rates import Rates
 from kms_service.rpc.server import MAX_MESSAGE_BYTES, MAX_METADATA_BYTES, ServerLimits
 from tests.support.server import RunningServer, refusal, running_server
 
@@ -302,6 +303,28 @@ def _wait(event: threading.Event) -> None:
 def health_stub(channel: grpc.Channel) -> Any:
     """grpc's stubs for it are untyped."""
     return health_pb2_grpc.HealthStub(channel)
+
+
+def test_f29_a_rate_is_kept_and_says_when_to_come_back(tmp_path: Path, scripted: Scripted) -> None:
+    seconds = 0.0
+    rates = Rates(None, 2, lambda: seconds)
+    with (
+        running_server(tmp_path, services(scripted), rates=rates) as server,
+        server.channel("eager") as channel,
+        server.channel("calm") as other,
+    ):
+        for _ in range(4):
+            get(channel)
+        with pytest.raises(grpc.RpcError) as caught:
+            get(channel)
+        told = refusal(caught.value)
+        assert (told.code, told.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED")
+        assert told.retry_after_s == 0.5
+        # Others, and its own questions for health, are answered.
+        get(other)
+        health_stub(channel).Check(health_pb2.HealthCheckRequest(), timeout=9)
+        seconds += 0.5
+        get(channel)
 
 
 def test_f29_one_flooding_principal_leaves_room(tmp_path: Path, scripted: Scripted) -> None:

@@ -24,6 +24,7 @@ from kms_service.rpc.authentication import Authenticator
 from kms_service.rpc.error_table import reasons
 from kms_service.rpc.pipeline import Pipeline
 from kms_service.rpc.pool import FairShare
+from kms_service.rpc.rates import Rates
 from kms_service.rpc.registration import full_methods
 from kms_service.rpc.server import CallPools, RpcServer, ServerLimits, TokenPort
 from kms_service.rpc.tls import ReloadingCredentials, TlsFiles
@@ -78,6 +79,7 @@ def running_server(
     limits: ServerLimits | None = None,
     share: int = 12,
     tokens: TokenVerifier | None = None,
+    rates: Rates | None = None,
 ) -> Iterator[RunningServer]:
     """Start the shipped server over `services`; stop it at the end. With `tokens`, it has a token
     port too."""
@@ -93,7 +95,10 @@ def running_server(
     pools = CallPools(limits)
     wall = WallClock()
     pipeline = Pipeline(
-        Authenticator([TRUST_DOMAIN], wall, tokens=tokens), FairShare(pools.unary, share), metrics
+        Authenticator([TRUST_DOMAIN], wall, tokens=tokens),
+        FairShare(pools.unary, share),
+        metrics,
+        rates=rates,
     )
     health = HealthServicer()
     server = RpcServer(
