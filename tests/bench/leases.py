@@ -147,7 +147,7 @@ def _report(results: dict[str, list[dict[str, float]]], seconds: float) -> str:
         f"One server process pinned to one core, ghz on the other, {_CONCURRENCY} concurrent\n"
         f"requests over 4 mTLS connections, {seconds:.0f} s a run, {len(results['leases'])} runs "
         "of each.\n"
-        "A lease here: identity, policy, unwrap in Vault, lease row, durable audit record, one\n"
-        "hybrid HPKE encryption an answer. Caches and sessions come with issue 5.\n\n"
+        "A lease here: identity, policy, lease row, durable audit record, hybrid key transport;\n"
+        "decisions, data key and transport session are cached, as they are after the first.\n\n"
         + table(("candidate", "requests/s", "p50 ms", "p99 ms", "ratio to echo"), rows)
     )
