@@ -77,8 +77,13 @@ def by_reason() -> dict[str, type[ModelKmsError]]:
     return {kind.default_reason: kind for kind in _LEAVES}
 
 
-# Families stand directly below the root, reasons below them.
-_LEAVES = frozenset(kind for kind in errors.all_errors() if ModelKmsError not in kind.__bases__)
+# Families stand directly below the root, reasons below them; a class without a reason of its own
+# is told apart inside its module only.
+_LEAVES = tuple(
+    kind
+    for kind in errors.all_errors()
+    if ModelKmsError not in kind.__bases__ and "default_reason" in vars(kind)
+)
 
 
 def _find(details: object, message: Message) -> bool:
