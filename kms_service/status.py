@@ -117,7 +117,7 @@ class Status:
         if self._audit.failing:
             yield _trouble("audit log cannot be written", "audit-failing", "AUDIT_UNAVAILABLE")
         if self._checkpoints_missed():
-            yield _trouble("no audit checkpoint shipped", "audit-unproven", since=self._since())
+            yield _trouble("no audit checkpoint shipped", "checkpoints-stale", since=self._since())
         values = self._values("modelkms_policies_current", "modelkms_tls_last_reload_ok")
         if not values.get("modelkms_policies_current", 1):
             yield _trouble("policy files refused, last good set in force", "policy-refused")
