@@ -77,6 +77,8 @@ class LeaseWatcher:
         while not self._closed:
             self._changed.wait(_GATHER_S)
             self._changed.clear()
+            if self._closed:  # what was cleared may have been the word to end
+                return
             names = list(islice(keeper.leases(), _MAX_LEASES))
             if not names:
                 self._changed.wait(_ASK_EVERY_S)
