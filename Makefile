@@ -127,8 +127,8 @@ bench-torch: setup $(TORCH_VENV)/.stamp ## measure the loaders, PyTorch's too; o
 	PYTHONPATH=protos:client:. $(TORCH_VENV)/bin/python -m tests.bench.loading
 
 .PHONY: bench
-bench: setup ## measure; writes tests/bench/RESULTS.md
-	$(BIN)/python -m tests.bench
+bench: setup ## measure; writes tests/bench/RESULTS.md (BENCH_ARGS="--only leases")
+	$(BIN)/python -m tests.bench $(BENCH_ARGS)
 
 # --- checks ----------------------------------------------------------------------------------------
 
