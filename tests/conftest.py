@@ -23,10 +23,14 @@ from tests.support.vault_servers import VaultRig
 # Read when onnxruntime is imported: official builds report their use to their vendor otherwise.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
-# A shell without job control starts what runs in the background deaf to Ctrl-C (POSIX.1-2017, Shell
-# 2.11), and deaf is what it starts: tests that interrupt a command would wait for it.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell without job control starts what runs in the background deaf to SIGINT and SIGQUIT
+# (POSIX.1-2017, Shell 2.11), and so is what that starts: tests that interrupt would wait for it.
+for _number, _usual in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGQUIT, signal.SIG_DFL),
+):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _usual)
 
 # Wall-clock deadlines of single examples say more about the machine's load than about the code;
 # pytest-timeout bounds the test as a whole.
