@@ -310,6 +310,11 @@ class StorageUnavailable(UnavailableError):
     default_reason = "STORAGE_UNAVAILABLE"
 
 
+class ServiceStopping(UnavailableError):
+    default_reason = "SERVICE_STOPPING"
+    default_hint = "try again: another replica answers, or this one once it is back"
+
+
 class PolicyUnavailable(UnavailableError):
     default_reason = "POLICY_UNAVAILABLE"
 

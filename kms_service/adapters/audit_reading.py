@@ -145,7 +145,8 @@ class ChainReader:
     @property
     def report(self) -> ChainReport:
         """Of what was read so far."""
-        fault = self._fault or ("" if self._last.sequence else "no records")
+        # A chain that was begun and has nothing to record yet is whole; an empty folder is none.
+        fault = self._fault or ("" if segments(self._folder) else "no records")
         return ChainReport(self.chain, self._last.sequence, *self._proven, fault)
 
     def lines(self) -> Iterator[bytes]:

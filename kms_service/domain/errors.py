@@ -385,6 +385,11 @@ class ServiceUnreachable(Unavailable):
     default_message = "no service answers"
 
 
+class ServiceStopping(Unavailable):
+    reason = "SERVICE_STOPPING"
+    default_message = "this process of the service is being stopped"
+
+
 class PolicyUnavailable(Unavailable):
     reason = "POLICY_UNAVAILABLE"
     default_message = "no policy set is in force"

@@ -19,6 +19,7 @@ from kms_service.domain.errors import (
     Corrupt,
     DeadlineExceeded,
     ServiceError,
+    ServiceStopping,
     Throttled,
     Unauthenticated,
     Unavailable,
@@ -70,6 +71,11 @@ class Pipeline:
         self._fair_share = fair_share
         self._metrics = metrics
         self._tracer = tracer or NoTracer()
+        self._stopping = False
+
+    def refuse_new_calls(self) -> None:
+        """From now on ServiceStopping answers whatever comes, but health."""
+        self._stopping = True
 
     def one_answer(
         self, method: str, behaviour: Callable[[Asked, Call], Answer]
@@ -138,6 +144,8 @@ class Pipeline:
         return Call(method, context, metrics, span)
 
     def _admit(self, call: Call, *, limited: bool = True) -> None:
+        if self._stopping and limited:
+            raise ServiceStopping
         refuse_if_overloaded()
         context = call.context
         metadata = context.invocation_metadata()

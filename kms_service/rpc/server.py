@@ -7,6 +7,7 @@ import kms_service.rpc.tls_environment
 # isort: split
 import socket
 import ssl
+import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -32,6 +33,7 @@ _QUEUE_PER_THREAD = 8
 _STANDARD_THREADS = 2
 _HARD_LIMIT_FACTOR = 4
 _HANDSHAKE_TIMEOUT_S = 5.0
+_TURN_AWAY_S = 0.25
 _TLS_HANDSHAKE_RECORD = b"\x16"
 CIPHER_SUITES = kms_service.rpc.tls_environment.SUITES
 
@@ -106,6 +108,7 @@ class RpcServer:
         shared_ports: bool = False,
     ) -> None:
         self._token = token_port
+        self._pipeline = pipeline
         self._shared_ports = shared_ports
         self._listen = listen
         self._credentials = credentials
@@ -168,6 +171,10 @@ class RpcServer:
         Returns:
             True if all calls ended by themselves.
         """
+        # What reaches grpc while it stops, and no thread of ours yet, is told CANCELLED. So that an
+        # outage reads as one (F64), callers are turned away by ourselves first, for a moment.
+        self._pipeline.refuse_new_calls()
+        time.sleep(min(_TURN_AWAY_S, grace_s))
         stopping = self._server.stop(grace_s)
         ended = stopping.wait(grace_s)
         stopping.wait()

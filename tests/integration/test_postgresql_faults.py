@@ -20,6 +20,7 @@ from kms_service.adapters.clock import LogicalClock
 from kms_service.adapters.database import EngineOptions, SqlDatabase, migrate, schema_state
 from kms_service.adapters.database.engine import transactions_of
 from kms_service.adapters.database.migrate import SchemaState
+from kms_service.adapters.database.postgresql import HISTORY
 from kms_service.domain.catalogue import Model, Project, Version, VersionState, WrappedDataKey
 from kms_service.domain.errors import ConfigurationError, StateConflict, StateUnavailable
 from kms_service.domain.names import ModelName, ProjectName, VersionName
@@ -323,6 +324,22 @@ def test_f58_restarts_and_cut_sessions_neither_lose_nor_double(
     assert set(found.values()) == {1}
     with database.write() as tx:  # numbers have no gap: nothing half-made was committed
         assert tx.versions.next_number(FACE) == len(found) + 1
+
+
+def test_f58_a_crash_begins_another_history_a_restart_does_not(own_server: PostgresServer) -> None:
+    """Numbers of transactions that never reached the disk are given again after a crash."""
+
+    def history() -> object:
+        with own_server.connect() as server:
+            return server.execute(HISTORY).fetchone()
+
+    first = history()
+    own_server.stop()
+    own_server.start_again()
+    assert history() == first
+    own_server.kill()
+    own_server.start_again()
+    assert history() != first
 
 
 @pytest.mark.faults

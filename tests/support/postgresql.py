@@ -106,6 +106,14 @@ class PostgresServer:
 
     def start_again(self) -> None:
         """After `stop` or `kill`."""
+        end = time.monotonic() + _START_TIMEOUT_S
+        while not self._started():
+            # A child of the one that was killed is not gone yet, and its shared memory in use.
+            assert time.monotonic() < end, (self.folder / "server.log").read_text()
+            time.sleep(0.1)
+
+    def _started(self) -> bool:
+        """False: it ended at once."""
         settings = [item for pair in self.settings.items() for item in ("-c", "=".join(pair))]
         with (self.folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -124,9 +132,10 @@ class PostgresServer:
         while True:
             try:
                 self.connect().close()
-                return
+                return True
             except psycopg.OperationalError:
-                assert self._process.poll() is None, (self.folder / "server.log").read_text()
+                if self._process.poll() is not None:
+                    return False
                 assert time.monotonic() < end, (self.folder / "server.log").read_text()
                 time.sleep(0.02)
 

@@ -41,13 +41,22 @@ async def main(wishes: dict[str, Any]) -> None:
         channels.append(channel)
         tasks += [asyncio.create_task(_watch(channel, name, ready)) for name in holder["leases"]]
         await asyncio.sleep(0)
-    for _ in tasks:
-        await ready.acquire()
+    begun = asyncio.create_task(_all_ready(ready, len(tasks)))
+    await asyncio.wait([begun, *tasks], return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        if task.done():
+            task.result()  # why it ended before all had begun
+    await begun
     print("ready", flush=True)
     told = await asyncio.gather(*tasks)
     print(json.dumps(told), flush=True)
     for channel in channels:
         await channel.close()
+
+
+async def _all_ready(ready: asyncio.Semaphore, count: int) -> None:
+    for _ in range(count):
+        await ready.acquire()
 
 
 async def _watch(channel: grpc.aio.Channel, name: str, ready: asyncio.Semaphore) -> float:

@@ -187,8 +187,8 @@ class PostgresqlTransactions:
     def _fate(self, receipt: _Receipt) -> str | None:
         with self.engine.connect() as plain:
             connection = plain.execution_options(isolation_level="AUTOCOMMIT")
-            # A promoted standby counts on from what it had received, so that there the number may
-            # be another transaction's by now.
+            # A promoted standby counts on from what it had received, a server after a crash from
+            # what it had on disk, so that there the number may be another transaction's by now.
             if _history_of(connection) != receipt.history:
                 return None
             fate = connection.execute(
@@ -202,8 +202,8 @@ class _Receipt:
     """By what a transaction can be asked after."""
 
     transaction: str
-    history: tuple[str, str]
-    """Cluster and timeline: a number means the same only within them."""
+    history: tuple[str, ...]
+    """As `HISTORY`: a number means the same only within it."""
 
 
 def _receipt(connection: Connection) -> _Receipt | None:
@@ -216,8 +216,18 @@ def _receipt(connection: Connection) -> _Receipt | None:
     return _Receipt(str(transaction), _history_of(connection))
 
 
-def _history_of(connection: Connection) -> tuple[str, str]:
-    history: tuple[str, str] = connection.info["history"]
+HISTORY = (
+    "SELECT system_identifier::text, substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8),"
+    " (SELECT coalesce(stats_reset::text, '') FROM pg_stat_archiver)"
+    " FROM pg_control_system()"
+)
+"""Cluster, timeline and, for the last crash, when statistics began: recovery throws them away
+(PostgreSQL's pgstat_reset_after_failure), a clean stop keeps them. Whoever resets them by hand
+makes us tell an outage where we need not."""
+
+
+def _history_of(connection: Connection) -> tuple[str, ...]:
+    history: tuple[str, ...] = connection.info["history"]
     return history
 
 
@@ -321,10 +331,7 @@ def _prepare(connection: _BoundedConnection, record: Any) -> None:
     if connection.info.server_version < _OLDEST:
         raise psycopg.OperationalError("PostgreSQL is older than 15")
     connection.autocommit = True
-    history = connection.execute(
-        "SELECT system_identifier::text, substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)"
-        " FROM pg_control_system()"
-    ).fetchone()
+    history = connection.execute(HISTORY).fetchone()
     connection.autocommit = False
     record.info["history"] = history
 
