@@ -374,11 +374,12 @@ def test_f22_a_client_that_hears_nothing_stops_at_the_end_of_its_lease(service: 
 
 
 @pytest.mark.faults
-@pytest.mark.timeout(900)  # ten thousand streams on whatever machine this is
-def test_f31_ten_thousand_idle_watchers(service: SdkWorld, tmp_path: Path) -> None:
+def test_f31_a_thousand_idle_watchers(service: SdkWorld, tmp_path: Path) -> None:
     """Held with bounded memory, key requests unharmed, and all are told."""
-    holders, of_one = 100, 100
-    names = [[LeaseName("demo", secrets.token_hex(16)) for _ in range(of_one)] for _ in range(100)]
+    holders, of_one = 10, 100
+    names = [
+        [LeaseName("demo", secrets.token_hex(16)) for _ in range(of_one)] for _ in range(holders)
+    ]
     now = service.world.clock.now()
     wishes = []
     with service.world.database.write() as tx:
