@@ -87,7 +87,7 @@ def serve(
 @app.command()
 def migrate(config: ConfigFile) -> None:
     """Bring the database's schema to this version's; makes the database if there is none."""
-    from kms_service.bootstrap import migrate_database
+    from kms_service.parts import migrate_database
 
     migrate_database(load(config))
     say("the database's schema is current")

@@ -126,7 +126,7 @@ def bundle_command(
     """Collect what an audit asks for: access list, rotations, destructions, inventory."""
     from kms_service.adapters.audit_reading import Reading
     from kms_service.audit_bundle import Bundle
-    from kms_service.bootstrap import open_database, open_vault
+    from kms_service.parts import open_database, open_vault
 
     settings = load(config)
     folder = folder or settings.audit.folder
@@ -153,7 +153,7 @@ def bundle_command(
 @audit_app.command("public-key")
 def public_key_command(config: ConfigFile) -> None:
     """Print the keys that verify checkpoints, from Vault. Keep them apart from the log."""
-    from kms_service.bootstrap import note_signer, open_vault
+    from kms_service.parts import note_signer, open_vault
 
     settings = load(config)
     place = settings.audit.checkpoints

@@ -11,7 +11,9 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from kms_service.adapters.vault_tombstones import VaultTombstones
-from kms_service.bootstrap import (
+from kms_service.config import Config
+from kms_service.domain.errors import ConfigurationError, MasterKeyMisconfigured, VaultBadReply
+from kms_service.parts import (
     issuer_of,
     note_signer,
     open_checkpoint_store,
@@ -22,8 +24,6 @@ from kms_service.bootstrap import (
     open_vault_session,
     tls_files,
 )
-from kms_service.config import Config
-from kms_service.domain.errors import ConfigurationError, MasterKeyMisconfigured, VaultBadReply
 from kms_service.rpc.tls import load_tls_material
 from kms_service.telemetry.metrics import Metrics
 

@@ -30,12 +30,12 @@ from kms_service.adapters.cedar_policy_set import (
 )
 from kms_service.adapters.clock import LogicalClock
 from kms_service.adapters.database import SqlDatabase
-from kms_service.bootstrap import open_database
 from kms_service.config import Config
 from kms_service.domain.audit import AuditRecord, Outcome
 from kms_service.domain.decisions import AccessRequest, Action, Resource
 from kms_service.domain.errors import ConfigurationError
 from kms_service.domain.identity import principal_of
+from kms_service.parts import open_database
 from kms_service.policy_reload import BREAK_GLASS
 
 OFFICERS = "security-officers"

@@ -15,16 +15,11 @@ from kms_service.adapters.clock import LogicalClock
 from kms_service.adapters.database.dump import read_backup, write_backup
 from kms_service.adapters.vault import VaultMasterKeys
 from kms_service.adapters.vault_tombstones import VaultTombstones
-from kms_service.bootstrap import (
-    database_options,
-    migrate_database,
-    open_database,
-    open_vault_session,
-)
 from kms_service.config import Config
 from kms_service.console import CORRUPT, fail, say, tell
 from kms_service.domain.audit import AuditRecord, Outcome
 from kms_service.domain.errors import ConfigurationError
+from kms_service.parts import database_options, migrate_database, open_database, open_vault_session
 from kms_service.usecases.verify_state import StateReport, VerifyState, recorded_states
 
 CHAIN = "commands"

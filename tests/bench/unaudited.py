@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from kms_service import bootstrap
+from kms_service import parts
 from kms_service.__main__ import main
 from kms_service.domain.audit import AuditRecord
 
@@ -26,5 +26,5 @@ class NoAuditLog:
 
 
 if __name__ == "__main__":
-    vars(bootstrap)["FileAuditLog"] = NoAuditLog
+    vars(parts)["FileAuditLog"] = NoAuditLog
     main()

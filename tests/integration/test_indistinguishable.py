@@ -13,10 +13,10 @@ import grpc
 import pytest
 from modelkms_api.v1 import key_service_pb2, key_service_pb2_grpc, key_transport_pb2
 
-from kms_service.bootstrap import open_database
 from kms_service.development.vault_setup import AppRoleFiles
 from kms_service.domain.catalogue import Model, Project
 from kms_service.domain.names import ModelName, ProjectName
+from kms_service.parts import open_database
 from tests.support.certificates import TestAuthority
 from tests.support.key_transport_opener import PrivateKey
 from tests.support.server import Refusal, refusal

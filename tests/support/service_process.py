@@ -14,9 +14,9 @@ from typing import Any
 
 import grpc
 
-from kms_service.bootstrap import migrate_database
 from kms_service.config import Config, load
 from kms_service.development.vault_setup import AppRoleFiles
+from kms_service.parts import migrate_database
 from tests.support.certificates import Issued, TestAuthority
 
 TRUST_DOMAIN = "test.example"
