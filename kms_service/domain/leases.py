@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 
@@ -43,6 +44,12 @@ class LeaseState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Lease:
+    """
+    Attributes:
+        suite: by which its key travelled, a `KeyTransportSuite` number; 0: not known.
+        attributes: claims of the client that asked for it. Renewals are judged by both.
+    """
+
     name: LeaseName
     version: VersionName
     version_uid: str
@@ -53,6 +60,8 @@ class Lease:
     absolute_end_time: datetime
     renewals: int = 0
     revoke_time: datetime | None = None
+    suite: int = 0
+    attributes: Mapping[str, str] = field(default_factory=dict)
 
     def state(self, now: datetime) -> LeaseState:
         if self.revoke_time is not None:

@@ -111,7 +111,7 @@ class LeaseDataKey:
             context = data_key_context(version.name.parent, version.uid)
             data_key = self._master_keys.unwrap(project.master_key, version.wrapped_key, context)
             try:
-                lease = self._commit(permit, caller, version, claims, asked)
+                lease = self._commit(permit, caller, version, claims, client_key.suite, asked)
                 duration = lease.expire_time - lease.issue_time
                 encrypted = self._release(
                     permit, lease, pin, duration, data_key, client_key, liveness
@@ -134,6 +134,7 @@ class LeaseDataKey:
         caller: Caller,
         resolved: Version,
         claims: Mapping[str, str],
+        suite: int,
         asked: timedelta | None,
     ) -> Lease:
         """The lease, committed together with the check that it may still be given."""
@@ -163,6 +164,8 @@ class LeaseDataKey:
                 issue_time=now,
                 expire_time=now + bounds.first(asked),
                 absolute_end_time=now + bounds.max_ttl,
+                suite=suite,
+                attributes=claims,
             )
             tx.leases.insert(lease)
             return lease

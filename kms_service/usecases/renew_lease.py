@@ -1,7 +1,13 @@
-"""Renewing a lease: only by its holder, and only while a new one would be given."""
+"""Renewing a lease: only by its holder, and only while a new one would be given.
+
+Policy is asked what it was asked for the lease: who calls, from where and by which client is of
+this call, the key-transport suite and the claims of the client are of the lease, whose key has
+travelled already. So a permit that demands them holds on renewal as it held at first.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import timedelta
 
 from kms_service.domain.catalogue import Version
@@ -20,6 +26,8 @@ from kms_service.usecases.standing import require_not_frozen
 NO_SUCH_MODEL = "none"
 """Policy is asked about this model of the project where a lease is not there, so that a guessed
 lease id costs the same as a foreign one. Whatever it answers, the lease is not found."""
+
+_NONE: Mapping[str, str] = {}
 
 
 class RenewLease:
@@ -41,7 +49,7 @@ class RenewLease:
         asked = check_ttl(ttl)
         with self._database.read() as tx:
             lease = tx.leases.get(name)
-        mine = lease is not None and _held_by(lease, caller)
+        mine = lease if lease is not None and _held_by(lease, caller) else None
         with self._gate.admit(
             caller,
             Action.LEASE_DATA_KEY,
@@ -50,9 +58,12 @@ class RenewLease:
             on=lease.version.parent if lease else ModelName(name.project, NO_SUCH_MODEL),
             refusal=LeaseNotFoundOrDenied,
             # The holder knows of the lease: a withdrawn grant is told as a revoked lease below.
-            own=mine,
+            own=mine is not None,
+            # Of another's lease nothing is told to policy: a guess costs what a miss costs.
+            suite=mine.suite if mine else 0,
+            attributes=mine.attributes if mine else _NONE,
         ) as permit:
-            lease = permit.require(lease, mine=mine)
+            lease = permit.require(lease, mine=mine is not None)
             permit.note(version=lease.version, version_uid=lease.version_uid)
             renewed = self._renew(permit, lease.name, asked)
             return LeaseView(renewed, renewed.state(self._clock.now()))

@@ -62,6 +62,8 @@ def lease(number: int, **changes: object) -> Lease:
         issue_time=NOW + timedelta(seconds=number),
         expire_time=NOW + timedelta(hours=1),
         absolute_end_time=NOW + timedelta(hours=12),
+        suite=2,
+        attributes={"site": "Plzeň", "line": "3"},
     )
     return replace(whole, **changes)  # type: ignore[arg-type]
 

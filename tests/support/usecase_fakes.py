@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from kms_service.domain.audit import AuditRecord, Outcome
 from kms_service.domain.catalogue import WrappedDataKey
-from kms_service.domain.decisions import AccessRequest, Action, Decision
+from kms_service.domain.decisions import AccessRequest, Action, Circumstances, Decision
 from kms_service.domain.destruction import Tombstone
 from kms_service.domain.errors import (
     AuditUnavailable,
@@ -80,6 +80,8 @@ class ScriptedPolicy:
     asked: list[AccessRequest] = field(default_factory=list)
     available: bool = True
     needs_label: tuple[str, str] | None = None
+    needs: Callable[[Circumstances], bool] = lambda around: True
+    """What the circumstances must be, for every permit."""
 
     def grant(self, name: str, *actions: Action, model: str | None = None) -> None:
         self.grants |= {(f"/{name}", action, model) for action in actions}
@@ -101,6 +103,7 @@ class ScriptedPolicy:
         if self.needs_label is not None and resource.model is not None:
             key, value = self.needs_label
             permitted = permitted and resource.labels.get(key) == value
+        permitted = permitted and self.needs(request.circumstances)
         policies = ("granted",) if permitted else ()
         return Decision(secrets.token_hex(16), permitted, policies, self.bounds)
 

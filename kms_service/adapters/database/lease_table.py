@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
@@ -45,6 +46,8 @@ class SqlLeaseTable:
                 absolute_end_time_us=to_us(lease.absolute_end_time),
                 renewals=lease.renewals,
                 revoke_time_us=to_us(lease.revoke_time) if lease.revoke_time else None,
+                suite=lease.suite,
+                attributes=json.dumps(dict(lease.attributes), sort_keys=True),
             )
         )
 
@@ -158,4 +161,6 @@ def _lease(row: Row[tuple[object, ...]]) -> Lease:
         absolute_end_time=from_us(row.absolute_end_time_us),
         renewals=row.renewals,
         revoke_time=from_us(row.revoke_time_us) if row.revoke_time_us is not None else None,
+        suite=row.suite,
+        attributes=json.loads(row.attributes),
     )

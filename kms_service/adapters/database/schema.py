@@ -114,6 +114,9 @@ leases = Table(
     Column("revoke_time_us", BigInteger),
     # Number of the act that revoked it, from `revocations`.
     Column("revocation", BigInteger),
+    # What renewals are judged by. The defaults are of rows that an older release writes.
+    Column("suite", Integer, nullable=False, server_default="0"),
+    Column("attributes", Text, nullable=False, server_default="{}"),
     Index(None, "project", "issue_time_us", "lease"),
     Index(None, "project", "model", "number"),
     Index(None, "expire_time_us"),

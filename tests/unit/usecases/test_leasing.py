@@ -9,7 +9,7 @@ import pytest
 from cryptography.exceptions import InvalidTag
 
 from kms_service.domain.audit import Outcome
-from kms_service.domain.decisions import Action
+from kms_service.domain.decisions import Action, Circumstances
 from kms_service.domain.errors import (
     AuditUnavailable,
     ConcurrentUpdate,
@@ -431,6 +431,42 @@ def test_f19_renewal_is_authorised_anew(published: World) -> None:
     published.reader()
     with pytest.raises(LeaseRevoked):
         published.renew(READER, leased.lease)
+
+
+def test_f19_a_renewal_is_judged_by_the_circumstances_of_its_lease(published: World) -> None:
+    published.policy.needs = lambda around: (
+        around.suite == 2 and around.attributes == {"site": "north"}
+    )
+    leased = published.lease(READER, STABLE, client=Client(2), attributes={"site": "north"})
+    published.clock.advance(HOUR / 2)
+    renewed = published.renew(READER, leased.lease)
+    assert renewed.lease.renewals == 1
+    assert published.renew(READER, renewed).lease.renewals == 2
+    # What policy demands from now on, the lease has not: a new one would not be given.
+    published.policy.needs = lambda around: around.attributes == {"site": "south"}
+    with pytest.raises(LeaseRevoked):
+        published.renew(READER, leased.lease)
+    assert published.live_leases() == 0
+
+
+def test_f19_a_renewal_is_judged_by_the_client_that_renews(published: World) -> None:
+    newer = replace(READER, client_version="2.0.0")
+    published.policy.needs = lambda around: around.client_version == "2.0.0"
+    leased = published.lease(newer, STABLE)
+    assert published.renew(newer, leased.lease).lease.renewals == 1
+    with pytest.raises(LeaseRevoked):
+        published.renew(READER, leased.lease)
+
+
+def test_f17_policy_hears_nothing_of_a_lease_of_others(published: World) -> None:
+    leased = published.lease(READER, STABLE, attributes={"site": "north"})
+    published.reader("other")
+    published.policy.asked.clear()
+    with pytest.raises(LeaseNotFoundOrDenied):
+        published.renew(caller("other"), leased.lease)
+    assert [request.circumstances for request in published.policy.asked] == [
+        Circumstances("127.0.0.1")
+    ]
 
 
 def test_f19_disabling_a_version_revokes_its_leases(published: World) -> None:
