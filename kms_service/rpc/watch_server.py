@@ -50,6 +50,11 @@ _WRITE_WITHIN_S = 20.0
 _MAX_REQUEST_BYTES = 256 * 1024
 _MAX_METADATA_BYTES = 8 * 1024
 _MAX_STREAMS_PER_CONNECTION = 128
+_MAX_UNSEEN_STREAMS = 100_000
+"""Opened and not yet taken by the loop. Beyond 1,000, its default, grpc cancels some at random,
+and all beyond 3,000 (`grpc.server.max_pending_requests`): watchers who all come back at once after
+a restart would read CANCELLED where `WatchLimits.streams` has room for them, or a reason to tell.
+They are bounded all the same: 128 a connection, and the process's open files."""
 
 _Context = grpc.aio.ServicerContext[pb.WatchLeasesRequest, pb.WatchLeasesResponse]
 
@@ -262,6 +267,8 @@ class WatchServer:
             ("grpc.max_metadata_size", _MAX_METADATA_BYTES),
             ("grpc.absolute_max_metadata_size", _MAX_METADATA_BYTES),
             ("grpc.max_concurrent_streams", _MAX_STREAMS_PER_CONNECTION),
+            ("grpc.server.max_pending_requests", _MAX_UNSEEN_STREAMS),
+            ("grpc.server.max_pending_requests_hard_limit", _MAX_UNSEEN_STREAMS),
             ("grpc.max_connection_age_ms", int(limits.max_connection_age_s * 1000)),
             ("grpc.max_connection_age_grace_ms", int(limits.max_connection_age_grace_s * 1000)),
             ("grpc.server_handshake_timeout_ms", 5000),
