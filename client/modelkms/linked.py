@@ -34,6 +34,7 @@ from modelkms.errors import (
     ProfileInvalid,
     StorageUnavailable,
 )
+from modelkms.folders import start_writing_back
 from modelkms.session import ATTEMPTS, Session
 
 _log = logging.getLogger("modelkms")
@@ -129,18 +130,24 @@ class LinkedObject:
             while (taken := work.take()) is not None:
                 start, end = pieces[taken[0]]
                 part = buffer[: end - start]
-                self._fill(part, start, lambda: work.failed)
-                digest.add(start, part)
+                self._fill(part, start, digest, lambda: work.failed)
                 with turn.of(taken[0]) as ours:
                     if not ours:
                         return
                     _write_at(file, start, part)
                     appended(start, end)
+                start_writing_back(file.fileno(), start, end - start)
 
         work.run(fetch_pieces, min(self._threads, len(pieces)), "modelkms-download")
 
-    def _fill(self, buffer: memoryview, start: int, stopped: Callable[[], bool]) -> None:
-        """Fill `buffer` from `start`, over as many requests as it takes."""
+    def _fill(
+        self,
+        buffer: memoryview,
+        start: int,
+        digest: ParallelDigest,
+        stopped: Callable[[], bool],
+    ) -> None:
+        """Fill `buffer` from `start`, over as many requests as it takes, and add it to `digest`."""
         filled = failures = 0
         while filled < len(buffer) and not stopped():
             before = filled
@@ -150,6 +157,8 @@ class LinkedObject:
                         data = answer.read(min(_READ_BYTES, len(buffer) - filled))
                         if not data:
                             raise StorageUnavailable("the store ended its answer early")
+                        # While the processor's cache has it.
+                        digest.add(start + filled, memoryview(data))
                         buffer[filled : filled + len(data)] = data
                         filled += len(data)
             except (HTTPError, OSError, StorageUnavailable) as error:
@@ -275,22 +284,27 @@ def _checked(url: str) -> str:
 
 
 def _pool(url: str, ca_file: Path | None, threads: int) -> urllib3.PoolManager:
+    settings: dict[str, Any] = {
+        "maxsize": threads,
+        "timeout": urllib3.Timeout(connect=_CONNECT_S, read=_READ_S),
+    }
+    parts = urlsplit(url)
+    if parts.scheme == "https":
+        settings["ssl_context"] = _tls(ca_file)
+    proxy = urllib.request.getproxies().get(parts.scheme)
+    if proxy and not urllib.request.proxy_bypass(parts.netloc):
+        return urllib3.ProxyManager(proxy, **settings)
+    return urllib3.PoolManager(**settings)
+
+
+def _tls(ca_file: Path | None) -> ssl.SSLContext:
     context = ssl.create_default_context()
     if ca_file is not None:
         try:
             context.load_verify_locations(cafile=ca_file)
         except (OSError, ssl.SSLError) as error:
             raise ProfileInvalid(f"store.ca_file: {ca_file} cannot be used: {error}") from None
-    settings: dict[str, Any] = {
-        "ssl_context": context,
-        "maxsize": threads,
-        "timeout": urllib3.Timeout(connect=_CONNECT_S, read=_READ_S),
-    }
-    parts = urlsplit(url)
-    proxy = urllib.request.getproxies().get(parts.scheme)
-    if proxy and not urllib.request.proxy_bypass(parts.netloc):
-        return urllib3.ProxyManager(proxy, **settings)
-    return urllib3.PoolManager(**settings)
+    return context
 
 
 def _write_at(file: BinaryIO, offset: int, data: memoryview) -> None:
