@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from sqlalchemy import Connection, Row, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from kms_service.adapters.database import schema
@@ -15,6 +15,26 @@ from kms_service.domain.errors import ResourceExists
 from kms_service.domain.names import AliasName, ModelName, ProjectName
 from kms_service.domain.ports import Page
 
+# Of every lease. Built once: to build a statement takes longer than to execute it.
+_PROJECT = select(schema.projects).where(schema.projects.c.project == bindparam("project"))
+_MODEL = select(schema.models).where(
+    schema.models.c.project == bindparam("project"),
+    schema.models.c.model == bindparam("model"),
+)
+_ALIAS = select(schema.aliases).where(
+    schema.aliases.c.project == bindparam("project"),
+    schema.aliases.c.model == bindparam("model"),
+    schema.aliases.c.alias == bindparam("alias"),
+)
+_ALIASES_OF_MODEL = (
+    select(schema.aliases.c.number, schema.aliases.c.alias)
+    .where(
+        schema.aliases.c.project == bindparam("project"),
+        schema.aliases.c.model == bindparam("model"),
+    )
+    .order_by(schema.aliases.c.alias)
+)
+
 
 class SqlProjectTable:
     """Implements `domain.ports.ProjectTable`."""
@@ -23,10 +43,7 @@ class SqlProjectTable:
         self._connection = connection
 
     def get(self, name: ProjectName) -> Project | None:
-        table = schema.projects
-        row = self._connection.execute(
-            select(table).where(table.c.project == name.project)
-        ).one_or_none()
+        row = self._connection.execute(_PROJECT, {"project": name.project}).one_or_none()
         return _project(row) if row is not None else None
 
     def insert(self, project: Project) -> None:
@@ -57,10 +74,8 @@ class SqlModelTable:
         self._connection = connection
 
     def get(self, name: ModelName) -> Model | None:
-        table = schema.models
-        row = self._connection.execute(
-            select(table).where(table.c.project == name.project, table.c.model == name.model)
-        ).one_or_none()
+        wanted = {"project": name.project, "model": name.model}
+        row = self._connection.execute(_MODEL, wanted).one_or_none()
         return _model(row) if row is not None else None
 
     def insert(self, model: Model) -> None:
@@ -98,14 +113,8 @@ class SqlAliasTable:
         self._connection = connection
 
     def get(self, name: AliasName) -> Alias | None:
-        table = schema.aliases
-        row = self._connection.execute(
-            select(table).where(
-                table.c.project == name.project,
-                table.c.model == name.model,
-                table.c.alias == name.alias,
-            )
-        ).one_or_none()
+        wanted = {"project": name.project, "model": name.model, "alias": name.alias}
+        row = self._connection.execute(_ALIAS, wanted).one_or_none()
         return _alias(row) if row is not None else None
 
     def put(self, alias: Alias) -> None:
@@ -141,12 +150,8 @@ class SqlAliasTable:
         return page_of(items, page_size, lambda alias: encode_token(alias.name.alias))
 
     def of_versions(self, parent: ModelName) -> dict[int, tuple[str, ...]]:
-        table = schema.aliases
-        rows = self._connection.execute(
-            select(table.c.number, table.c.alias)
-            .where(table.c.project == parent.project, table.c.model == parent.model)
-            .order_by(table.c.alias)
-        )
+        wanted = {"project": parent.project, "model": parent.model}
+        rows = self._connection.execute(_ALIASES_OF_MODEL, wanted)
         found: dict[int, tuple[str, ...]] = {}
         for number, alias in rows:
             found[number] = (*found.get(number, ()), alias)

@@ -19,6 +19,8 @@ from kms_service.domain.names import LeaseName, VersionName
 from kms_service.domain.ports import LeaseFilter, Page, Revoked
 
 _TABLE = schema.leases
+_INSERT = insert(_TABLE)
+"""Built once (see `catalogue_tables`)."""
 
 
 class SqlLeaseTable:
@@ -33,22 +35,23 @@ class SqlLeaseTable:
 
     def insert(self, lease: Lease) -> None:
         self._connection.execute(
-            insert(_TABLE).values(
-                project=lease.name.project,
-                lease=lease.name.lease,
-                model=lease.version.model,
-                number=lease.version.number,
-                version_uid=lease.version_uid,
-                principal=lease.principal,
-                instance=lease.instance,
-                issue_time_us=to_us(lease.issue_time),
-                expire_time_us=to_us(lease.expire_time),
-                absolute_end_time_us=to_us(lease.absolute_end_time),
-                renewals=lease.renewals,
-                revoke_time_us=to_us(lease.revoke_time) if lease.revoke_time else None,
-                suite=lease.suite,
-                attributes=json.dumps(dict(lease.attributes), sort_keys=True),
-            )
+            _INSERT,
+            {
+                "project": lease.name.project,
+                "lease": lease.name.lease,
+                "model": lease.version.model,
+                "number": lease.version.number,
+                "version_uid": lease.version_uid,
+                "principal": lease.principal,
+                "instance": lease.instance,
+                "issue_time_us": to_us(lease.issue_time),
+                "expire_time_us": to_us(lease.expire_time),
+                "absolute_end_time_us": to_us(lease.absolute_end_time),
+                "renewals": lease.renewals,
+                "revoke_time_us": to_us(lease.revoke_time) if lease.revoke_time else None,
+                "suite": lease.suite,
+                "attributes": json.dumps(dict(lease.attributes), sort_keys=True),
+            },
         )
 
     def renew(self, lease: Lease) -> None:

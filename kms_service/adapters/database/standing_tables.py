@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from sqlalchemy import Connection, Row, delete, insert, or_, select, update
+from sqlalchemy import Connection, Row, bindparam, delete, insert, or_, select, update
 
 from kms_service.adapters.database import schema
 from kms_service.adapters.database.pages import decode_token, encode_token, page_of
@@ -12,6 +12,10 @@ from kms_service.adapters.database.times import from_us, to_us
 from kms_service.domain.names import ProjectName
 from kms_service.domain.ports import Page
 from kms_service.domain.standing import Block, Freeze
+
+# Of every lease, so built once (see `catalogue_tables`).
+_BLOCK = select(schema.blocks).where(schema.blocks.c.principal == bindparam("principal"))
+_FREEZE = select(schema.freezes).where(schema.freezes.c.project == bindparam("project"))
 
 
 class SqlBlockTable:
@@ -21,10 +25,7 @@ class SqlBlockTable:
         self._connection = connection
 
     def get(self, principal: str) -> Block | None:
-        table = schema.blocks
-        row = self._connection.execute(
-            select(table).where(table.c.principal == principal)
-        ).one_or_none()
+        row = self._connection.execute(_BLOCK, {"principal": principal}).one_or_none()
         return _block(row) if row is not None else None
 
     def put(self, block: Block) -> None:
@@ -65,10 +66,7 @@ class SqlFreezeTable:
         self._connection = connection
 
     def get(self, name: ProjectName) -> Freeze | None:
-        table = schema.freezes
-        row = self._connection.execute(
-            select(table).where(table.c.project == name.project)
-        ).one_or_none()
+        row = self._connection.execute(_FREEZE, {"project": name.project}).one_or_none()
         return _freeze(row) if row is not None else None
 
     def put(self, freeze: Freeze) -> None:

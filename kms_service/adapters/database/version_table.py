@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, insert, or_, select, tuple_, update
+from sqlalchemy import Connection, Row, bindparam, func, insert, or_, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 
 from kms_service.adapters.database import schema
@@ -35,6 +35,13 @@ _DESTRUCTION = (
     "destroy_time_us",
 )
 
+_GET = select(_TABLE).where(
+    _TABLE.c.project == bindparam("project"),
+    _TABLE.c.model == bindparam("model"),
+    _TABLE.c.number == bindparam("number"),
+)
+"""Of every lease, so built once (see `catalogue_tables`)."""
+
 
 class SqlVersionTable:
     """Implements `domain.ports.VersionTable`."""
@@ -43,11 +50,9 @@ class SqlVersionTable:
         self._connection = connection
 
     def get(self, name: VersionName) -> Version | None:
-        return self._one(
-            _TABLE.c.project == name.project,
-            _TABLE.c.model == name.model,
-            _TABLE.c.number == name.number,
-        )
+        wanted = {"project": name.project, "model": name.model, "number": name.number}
+        row = self._connection.execute(_GET, wanted).one_or_none()
+        return _version(row) if row is not None else None
 
     def get_by_request(self, model: ModelName, publisher: str, request_id: str) -> Version | None:
         return self._one(
