@@ -139,7 +139,12 @@ def build(config: Config, *, worker_metrics: Path | None = None) -> Service:
     )
     pipeline = Pipeline(
         timed(authenticator, metrics.steps.step("identity")),
-        FairShare(pools.unary, share),
+        FairShare(
+            pools.unary,
+            share,
+            server.calls_at_once_per_principal,
+            server.calls_at_once_per_instance,
+        ),
         metrics,
         adapters.tracer,
         Rates(server.calls_per_principal_s, server.calls_per_instance_s, boottime_s),

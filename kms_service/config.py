@@ -126,6 +126,11 @@ class ServerSection(_Section):
     """Calls a second of one principal, in the long run, to one process; absent: any number."""
     calls_per_instance_s: float | None = Field(default=None, gt=0)
     """The same of one TLS key, or other instance, of a principal."""
+    calls_at_once_per_principal: int | None = Field(default=None, ge=1)
+    """Calls and artifact streams of one principal that run at once in one process; absent: any
+    number, but while others wait three quarters of `threads`."""
+    calls_at_once_per_instance: int | None = Field(default=None, ge=1)
+    """The same of one TLS key, or other instance, of a principal."""
     artifact_streams: int = Field(default=16, ge=1, le=256)
     """Artifact uploads and downloads at once."""
     shutdown_grace_s: float = Field(default=10.0, ge=0, le=300)

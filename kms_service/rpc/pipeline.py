@@ -52,7 +52,7 @@ class Pipeline:
 
     Args:
         authenticator: finds out who calls.
-        fair_share: bounds what one principal runs at once while others wait.
+        fair_share: bounds what one identity runs at once.
         metrics: counts.
         tracer: makes a span of each call.
         rates: bounds how often an identity may call.
@@ -88,7 +88,7 @@ class Pipeline:
             try:
                 self._admit(call)
                 with (
-                    self._fair_share.turn(call.caller.principal.id),
+                    self._fair_share.turn(call.caller.principal),
                     self._tracer.within(call.span),
                 ):
                     answer = behaviour(request, call)
@@ -110,7 +110,7 @@ class Pipeline:
             call = self._begin(method, context, metrics)
             try:
                 self._admit(call)
-                with self._fair_share.turn(call.caller.principal.id):
+                with self._fair_share.turn(call.caller.principal):
                     yield from behaviour(request, call)
                 call.succeeded()
             except GeneratorExit:  # the client went away: grpc drops this generator

@@ -17,6 +17,7 @@ from functools import partial
 from typing import ParamSpec, TypeVar
 
 from kms_service.domain.errors import Overloaded, QuotaExceeded
+from kms_service.domain.identity import Principal
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -89,28 +90,58 @@ def _refusing(fn: Callable[[], T]) -> T:
 
 
 class FairShare:
-    """While a pool is crowded, no principal runs more than its share of the threads."""
+    """How many calls of one identity run at once: never more than its limits, and while the pool
+    is crowded no more than a principal's share of the threads. Safe to use from many threads.
 
-    def __init__(self, pool: CallPool, share: int) -> None:
+    Args:
+        pool: of unary calls.
+        share: of a principal, while the pool is crowded.
+        of_principal, of_instance: calls and streams at once, always; None: any number.
+    """
+
+    def __init__(
+        self,
+        pool: CallPool,
+        share: int,
+        of_principal: int | None = None,
+        of_instance: int | None = None,
+    ) -> None:
         self._pool = pool
         self._share = share
+        self._of_principal = of_principal
+        self._of_instance = of_instance
         self._running: Counter[str] = Counter()
+        self._running_of_instance: Counter[tuple[str, str]] = Counter()
         self._lock = threading.Lock()
 
     @contextmanager
-    def turn(self, principal: str) -> Iterator[None]:
-        """
+    def turn(self, principal: Principal) -> Iterator[None]:
+        """One call of `principal`, from here to the end of the block.
+
         Raises:
-            QuotaExceeded: the principal has its share already and others are waiting.
+            QuotaExceeded: as many run as may.
         """
+        who, instance = principal.id, (principal.id, principal.instance)
         with self._lock:
-            if self._pool.crowded and self._running[principal] >= self._share:
+            running = self._running[who]
+            if (
+                (self._of_principal is not None and running >= self._of_principal)
+                or (running >= self._share and self._pool.crowded)
+                or (
+                    self._of_instance is not None
+                    and self._running_of_instance[instance] >= self._of_instance
+                )
+            ):
                 raise QuotaExceeded
-            self._running[principal] += 1
+            self._running[who] = running + 1
+            self._running_of_instance[instance] += 1
         try:
             yield
         finally:
             with self._lock:
-                self._running[principal] -= 1
-                if not self._running[principal]:
-                    del self._running[principal]
+                self._running[who] -= 1
+                self._running_of_instance[instance] -= 1
+                if not self._running[who]:
+                    del self._running[who]
+                if not self._running_of_instance[instance]:
+                    del self._running_of_instance[instance]

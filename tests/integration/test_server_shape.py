@@ -327,6 +327,53 @@ def test_f29_a_rate_is_kept_and_says_when_to_come_back(tmp_path: Path, scripted:
         get(channel)
 
 
+def test_f29_streams_and_calls_of_one_identity_are_bounded_at_once(
+    tmp_path: Path, scripted: Scripted
+) -> None:
+    limits = ServerLimits(threads=4, streams=4)
+    with (
+        running_server(tmp_path, services(scripted), limits=limits, at_once=(2, None)) as server,
+        server.channel("greedy") as channel,
+        server.channel("calm") as other,
+    ):
+        request = artifact_service_pb2.ReadArtifactRequest(length_bytes=2**30)
+        read = artifact_service_pb2_grpc.ArtifactServiceStub(channel).ReadArtifact
+        held = [read(request) for _ in range(2)]
+        for stream in held:
+            next(stream)
+        for ask in (
+            lambda: get(channel),
+            lambda: next(read(request, timeout=TIMEOUT_S)),
+        ):
+            with pytest.raises(grpc.RpcError) as caught:
+                ask()
+            told = refusal(caught.value)
+            assert (told.code, told.reason) == (
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                "QUOTA_EXCEEDED",
+            )
+            assert told.retry_after_s
+        # Others have the rest, and health answers.
+        get(other)
+        next(artifact_service_pb2_grpc.ArtifactServiceStub(other).ReadArtifact(request))
+        health_stub(channel).Check(health_pb2.HealthCheckRequest(), timeout=TIMEOUT_S)
+        for stream in held:
+            stream.cancel()
+        # A stream holds its place until the service hears that it ended.
+        end = time.monotonic() + TIMEOUT_S
+        while refused(channel):
+            assert time.monotonic() < end
+            time.sleep(0.01)
+
+
+def refused(channel: grpc.Channel) -> bool:
+    try:
+        get(channel)
+    except grpc.RpcError as error:
+        return refusal(error).reason == "QUOTA_EXCEEDED"
+    return False
+
+
 def test_f29_one_flooding_principal_leaves_room(tmp_path: Path, scripted: Scripted) -> None:
     limits = ServerLimits(threads=4, streams=2)
     with running_server(tmp_path, services(scripted), limits=limits, share=2) as server:

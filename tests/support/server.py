@@ -80,6 +80,7 @@ def running_server(
     share: int = 12,
     tokens: TokenVerifier | None = None,
     rates: Rates | None = None,
+    at_once: tuple[int | None, int | None] = (None, None),
 ) -> Iterator[RunningServer]:
     """Start the shipped server over `services`; stop it at the end. With `tokens`, it has a token
     port too."""
@@ -96,7 +97,7 @@ def running_server(
     wall = WallClock()
     pipeline = Pipeline(
         Authenticator([TRUST_DOMAIN], wall, tokens=tokens),
-        FairShare(pools.unary, share),
+        FairShare(pools.unary, share, *at_once),
         metrics,
         rates=rates,
     )
