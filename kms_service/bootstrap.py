@@ -59,6 +59,7 @@ from kms_service.telemetry.metrics import Metrics
 from kms_service.telemetry.metrics_server import MetricsServer
 from kms_service.usecases.ask_policy import AskPolicy
 from kms_service.usecases.authorisation import Gate
+from kms_service.usecases.backup_registry import BackupRegistry
 from kms_service.usecases.browse_catalogue import BrowseCatalogue
 from kms_service.usecases.checkpoint_audit import CheckpointAudit
 from kms_service.usecases.create_model import CreateModel
@@ -296,6 +297,7 @@ def _servicers(
                 clock=clock,
             ),
             get_master_key=GetMasterKey(gate=gate, database=database, master_keys=keys),
+            backups=BackupRegistry(gate=gate, database=database, clock=clock),
         ),
         _ACCESS: AccessServicer(
             standing=Standing(gate=gate, database=database, clock=clock), metrics=metrics

@@ -45,11 +45,13 @@ def restore(
 ) -> None:
     """Put a backup into an empty database, then do as verify-state does: what was destroyed since
     stays destroyed, and every key is tried."""
-    from kms_service.state_keeping import restore_rows, tell_of, verify_rows
+    from kms_service.state_keeping import put_back_backups, restore_rows, tell_of, verify_rows
 
     settings = load(config)
     rows = restore_rows(settings, file)
     say(f"restored {rows} rows from {file}")
+    if known := put_back_backups(settings, audit):
+        say(f"put {known} backups back into the registry, as the audit log has them")
     tell_of(*verify_rows(settings, audit, withhold=True, keys=True))
 
 

@@ -4,35 +4,66 @@ from __future__ import annotations
 
 import heapq
 import json
-from collections.abc import Callable, Iterator, Mapping
+import secrets
+import socket
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from kms_service.adapters.audit_log import FileAuditLog
 from kms_service.adapters.audit_reading import Reading
 from kms_service.adapters.clock import LogicalClock
+from kms_service.adapters.database import SqlDatabase
 from kms_service.adapters.database.dump import read_backup, write_backup
 from kms_service.adapters.vault import VaultMasterKeys
 from kms_service.adapters.vault_tombstones import VaultTombstones
 from kms_service.config import Config
 from kms_service.console import CORRUPT, fail, say, tell
 from kms_service.domain.audit import AuditRecord, Outcome
-from kms_service.domain.errors import ConfigurationError
+from kms_service.domain.backups import Backup
+from kms_service.domain.errors import ConfigurationError, ServiceError
 from kms_service.parts import database_options, migrate_database, open_database, open_vault_session
+from kms_service.usecases.backup_registry import STARTED, WRITTEN, put_back, recorded_backups
 from kms_service.usecases.verify_state import StateReport, VerifyState, recorded_states
 
+_OURSELVES = "modelkms-server"
 CHAIN = "commands"
 """Of the audit log: these commands run beside the service, which has a chain of its own."""
 
 
 def back_up(settings: Config, file: Path) -> int:
-    """How many rows were written to the new file."""
+    """How many rows were written to the new file.
+
+    Registered before the snapshot, so that it is in the file, too; and until the end as one that
+    may need any version of any master key. Killed in between, it stays so.
+    """
     with _commands(settings) as parts:
-        rows = write_backup(
-            settings.database.url, database_options(settings), file, parts.clock.now()
+        backup = Backup(
+            secrets.token_hex(16),
+            f"{socket.gethostname()}:{file.absolute()}",
+            parts.clock.now(),
         )
-        parts.record("BackupWritten", file=file.name, rows=str(rows))
+        parts.record(STARTED, backup=backup.id, location=backup.location)
+        parts.register(backup)
+        try:
+            rows, oldest = write_backup(
+                settings.database.url, database_options(settings), file, parts.clock.now()
+            )
+        except ServiceError:
+            # No such file is left behind: `write_backup` promises that.
+            gone = backup.declare_destroyed(_OURSELVES, "was not written", parts.clock.now())
+            parts.register(gone)
+            raise
+        parts.record(
+            WRITTEN,
+            backup=backup.id,
+            location=backup.location,
+            rows=str(rows),
+            oldest_versions=json.dumps(dict(oldest), sort_keys=True),
+        )
+        parts.register(replace(backup, oldest_versions=oldest))
     return rows
 
 
@@ -43,6 +74,17 @@ def restore_rows(settings: Config, file: Path) -> int:
     with _commands(settings) as parts:
         parts.record("BackupRestored", file=file.name, rows=str(rows))
     return rows
+
+
+def put_back_backups(settings: Config, audit: Path | None) -> int:
+    """How many backups the audit log knows and the registry did not, or not wholly: those made
+    since the one that was restored, and that one itself."""
+    with _commands(settings) as parts:
+        reading = Reading(audit or settings.audit.folder)
+        entered = parts.put_back(recorded_backups(_records(reading)))
+        if entered:
+            parts.record("BackupsPutBack", backups=str(entered))
+    return entered
 
 
 def verify_rows(
@@ -80,14 +122,29 @@ def tell_of(report: StateReport, faults: list[str]) -> None:
 class _Parts:
     """What these commands work with."""
 
-    def __init__(self, verify: VerifyState, audit: FileAuditLog, clock: LogicalClock) -> None:
+    def __init__(
+        self,
+        database: SqlDatabase,
+        verify: VerifyState,
+        audit: FileAuditLog,
+        clock: LogicalClock,
+    ) -> None:
         self.clock = clock
+        self._database = database
         self._verify = verify
         self._audit = audit
 
     @property
     def verify(self) -> Callable[..., StateReport]:
         return self._verify
+
+    def register(self, backup: Backup) -> None:
+        """Enter it in the registry, or what is new of it."""
+        self._database.transact(lambda tx: tx.backups.put(backup))
+
+    def put_back(self, backups: Iterable[Backup]) -> int:
+        """See `backup_registry.put_back`."""
+        return put_back(self._database, backups)
 
     def record(self, event: str, **details: str) -> None:
         self._audit.append(
@@ -117,4 +174,4 @@ def _commands(settings: Config) -> Iterator[_Parts]:
                 audit=audit,
                 clock=clock,
             )
-            yield _Parts(verify, audit, clock)
+            yield _Parts(database, verify, audit, clock)

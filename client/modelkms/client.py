@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from modelkms import catalogue, loaders, policy, publish, rewrap, standing
+from modelkms import backups, catalogue, loaders, policy, publish, rewrap, standing
 from modelkms.cache import ArtifactCache
 from modelkms.download import Downloader
 from modelkms.errors import IdentityError, ModelKmsError, ReferenceInvalid
@@ -26,6 +26,7 @@ from modelkms.stored import StoredArtifact, stored_artifact
 from modelkms.timings import Timings
 from modelkms.types import (
     AliasInfo,
+    BackupInfo,
     BlockInfo,
     Exposure,
     FreezeInfo,
@@ -427,6 +428,19 @@ class Client:
             )
             for version, leases in found.items()
         ]
+
+    def list_backups(self) -> list[BackupInfo]:
+        """The backups that the service's command made, newest first; also destroyed ones."""
+        return backups.list_backups(self._session)
+
+    def declare_backup_destroyed(self, backup: str, reason: str) -> BackupInfo:
+        """Give your word that every copy of a backup is gone; nobody can check it.
+
+        Args:
+            backup: its id.
+            reason: how it is known.
+        """
+        return backups.declare_destroyed(self._session, backup, reason)
 
     def check_retirement(self, oldest_version: int, project: str | None = None) -> MasterKeyInfo:
         """The state of a project's master key, if no data key is under a version below this.

@@ -11,6 +11,7 @@ from modelkms.errors import AnswerInvalid, ModelKmsError
 from modelkms.reference import Reference
 from modelkms.types import (
     AliasInfo,
+    BackupInfo,
     BlockInfo,
     DestructionInfo,
     FreezeInfo,
@@ -102,6 +103,19 @@ def block(message: access_service_pb2.Block) -> BlockInfo:
 def freeze(message: access_service_pb2.Freeze) -> FreezeInfo:
     return FreezeInfo(
         message.project, message.reason, message.frozen_by, optional_time(message, "create_time")
+    )
+
+
+def backup(message: master_key_service_pb2.Backup) -> BackupInfo:
+    return BackupInfo(
+        name=message.name,
+        location=message.location,
+        create_time=optional_time(message, "create_time"),
+        complete=message.complete,
+        oldest_versions=dict(message.oldest_versions),
+        destroyed_by=message.destroyed_by,
+        destroy_reason=message.destroy_reason,
+        destroy_time=optional_time(message, "destroy_time"),
     )
 
 

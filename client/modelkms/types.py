@@ -213,6 +213,26 @@ class FreezeInfo(Info):
 
 
 @dataclass(frozen=True, slots=True)
+class BackupInfo(Info):
+    """A backup of the service's database. `oldest_versions`: the lowest master-key version that it
+    needs, by Vault key; if it is not `complete`, it may need any. `destroyed_by` is empty while
+    nobody declared it destroyed."""
+
+    name: str
+    location: str
+    create_time: datetime | None
+    complete: bool
+    oldest_versions: dict[str, int]
+    destroyed_by: str
+    destroy_reason: str
+    destroy_time: datetime | None
+
+    @property
+    def id(self) -> str:
+        return self.name.rsplit("/", 1)[-1]
+
+
+@dataclass(frozen=True, slots=True)
 class MasterKeyInfo(Info):
     """A project's master key. `keys_under_version`: data keys by master-key version."""
 

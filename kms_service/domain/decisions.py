@@ -48,6 +48,8 @@ class Action(StrEnum):
     FREEZE_PROJECT = "FreezeProject"
     UNFREEZE_PROJECT = "UnfreezeProject"
     LIST_FREEZES = "ListFreezes"
+    LIST_BACKUPS = "ListBackups"
+    DECLARE_BACKUP_DESTROYED = "DeclareBackupDestroyed"
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from typing import Generic, Protocol, TypeVar
 
 from kms_service.domain.audit import AuditRecord, ChainHead
+from kms_service.domain.backups import Backup
 from kms_service.domain.catalogue import Alias, Model, Project, Version, WrappedDataKey
 from kms_service.domain.decisions import AccessRequest, Action, Decision, RecordedDecision, Resource
 from kms_service.domain.destruction import Moment, Tombstone
@@ -409,6 +410,18 @@ class FreezeTable(Protocol):
         """By project."""
 
 
+class BackupTable(Protocol):
+    def get(self, backup_id: str) -> Backup | None: ...
+    def put(self, backup: Backup) -> None:
+        """Insert or replace."""
+
+    def list(self, page_size: int, page_token: str) -> Page[Backup]:
+        """Newest first."""
+
+    def not_destroyed(self) -> Sequence[Backup]:
+        """All that nobody declared destroyed, oldest first."""
+
+
 class Transaction(Protocol):
     """One serializable transaction. Nothing is seen by others before it commits."""
 
@@ -430,6 +443,8 @@ class Transaction(Protocol):
     def blocks(self) -> BlockTable: ...
     @property
     def freezes(self) -> FreezeTable: ...
+    @property
+    def backups(self) -> BackupTable: ...
 
 
 class Database(Protocol):

@@ -8,14 +8,17 @@ from datetime import timedelta
 from modelkms_api.v1 import master_key_service_pb2 as pb
 from modelkms_api.v1 import resources_pb2
 
+from kms_service.domain.backups import Backup
 from kms_service.domain.errors import InvalidField
 from kms_service.domain.names import ProjectName, RewrapName
 from kms_service.domain.rewrapping import RewrapState
 from kms_service.rpc import conversion
 from kms_service.rpc.pipeline import Call
+from kms_service.usecases.backup_registry import BackupRegistry
 from kms_service.usecases.get_master_key import GetMasterKey
 from kms_service.usecases.rewrap_data_keys import RewrapDataKeys, RewrapView
 
+_MAX_REASON_BYTES = 1024
 _SUFFIX = "/masterKey"
 _LATEST = "/rewraps/latest"
 _WATCH_EVERY = timedelta(seconds=1)
@@ -27,7 +30,10 @@ _STATES = {
 
 
 class MasterKeyServicer:
-    def __init__(self, *, get_master_key: GetMasterKey, rewrap: RewrapDataKeys) -> None:
+    def __init__(
+        self, *, get_master_key: GetMasterKey, rewrap: RewrapDataKeys, backups: BackupRegistry
+    ) -> None:
+        self._backups = backups
         self._get_master_key = get_master_key
         self._rewrap = rewrap
 
@@ -68,11 +74,36 @@ class MasterKeyServicer:
     def resume_rewrap(self, request: pb.ResumeRewrapRequest, call: Call) -> pb.RewrapOperation:
         return _operation(self._rewrap.resume(call.caller, RewrapName.parse(request.name)))
 
+    def list_backups(self, request: pb.ListBackupsRequest, call: Call) -> pb.ListBackupsResponse:
+        page = self._backups.list(call.caller, request.page_size, request.page_token)
+        return pb.ListBackupsResponse(
+            backups=map(_backup, page.items), next_page_token=page.next_page_token
+        )
+
+    def declare_backup_destroyed(
+        self, request: pb.DeclareBackupDestroyedRequest, call: Call
+    ) -> pb.Backup:
+        reason = conversion.text(request.reason, "reason", _MAX_REASON_BYTES)
+        return _backup(self._backups.declare_destroyed(call.caller, request.name, reason))
+
 
 def _project(name: str) -> ProjectName:
     if not name.endswith(_SUFFIX):
         raise InvalidField("name", "must be projects/{project}/masterKey")
     return ProjectName.parse(name.removesuffix(_SUFFIX))
+
+
+def _backup(backup: Backup) -> pb.Backup:
+    return pb.Backup(
+        name=f"backups/{backup.id}",
+        location=backup.location,
+        create_time=conversion.timestamp(backup.create_time),
+        complete=backup.oldest_versions is not None,
+        oldest_versions=backup.oldest_versions,
+        destroyed_by=backup.destroyed_by,
+        destroy_reason=backup.destroy_reason,
+        destroy_time=conversion.timestamp(backup.destroy_time),
+    )
 
 
 def _operation(view: RewrapView) -> pb.RewrapOperation:

@@ -30,8 +30,9 @@ def test_a_backup_is_everything_of_one_moment(
         tx.aliases.put(Alias(AliasName("demo", "face", "stable"), 1, NOW))
     filled.store_clock_mark(NOW)
     file = tmp_path / "backup"
-    rows = write_backup(migrated.url, EngineOptions(), file, NOW)
+    rows, oldest = write_backup(migrated.url, EngineOptions(), file, NOW)
     assert rows == 6
+    assert oldest == {"modelkms-demo": 1}
     assert file.stat().st_mode & 0o777 == 0o600
     with pytest.raises(ConfigurationError, match="is there already"):
         write_backup(migrated.url, EngineOptions(), file, NOW)

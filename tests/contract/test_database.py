@@ -16,6 +16,7 @@ import pytest
 from kms_service.adapters.database import SqlDatabase
 from kms_service.adapters.database.pages import encode_token
 from kms_service.domain.audit import ChainHead
+from kms_service.domain.backups import Backup
 from kms_service.domain.catalogue import (
     NO_DATA_KEY,
     Alias,
@@ -433,6 +434,25 @@ def test_blocks(database: SqlDatabase) -> None:
         tx.blocks.put(other)
         assert tx.blocks.get(other.principal) == other
         assert [tx.blocks.delete(other.principal) for _ in range(2)] == [True, False]
+
+
+def test_backups(filled: SqlDatabase) -> None:
+    begun = Backup("a" * 32, "db1:/ä", NOW)
+    whole = Backup("b" * 32, "db1:/b", NOW, {"modelkms-demo": 3})
+    later = Backup("0" * 32, "db1:/c", NOW + timedelta(hours=1), {})
+    with filled.write() as tx:
+        assert tx.backups.get(begun.id) is None
+        for backup in (later, begun, whole):
+            tx.backups.put(backup)
+    with filled.read() as tx:
+        assert everything(lambda token: tx.backups.list(1, token)) == [later, whole, begun]
+        assert list(tx.backups.not_destroyed()) == [begun, whole, later]
+    gone = begun.declare_destroyed("spiffe://test.example/s", "why", NOW)
+    with filled.write() as tx:
+        tx.backups.put(gone)
+    with filled.read() as tx:
+        assert tx.backups.get(begun.id) == gone
+        assert list(tx.backups.not_destroyed()) == [whole, later]
 
 
 def test_freezes(filled: SqlDatabase) -> None:

@@ -74,7 +74,10 @@ def test_f60_database_lost_and_an_old_backup_restored(
     assert made.returncode == 0, made.stderr
     assert server(stack, "verify-state", "--keys").returncode == 0
 
-    # After the backup: one is disabled, one destroyed, one more is pushed.
+    (kept_backup,) = cli("security").json("admin", "backup", "list")["backups"]
+    assert kept_backup["location"].endswith(f":{file}")
+    assert kept_backup["oldest_versions"] == {"modelkms-demo": 1}
+    # After the backup: one more backup, one is disabled, one destroyed, one more is pushed.
     cli("security").ok("disable", "demo/closed@1")
     cli("security").ok("destroy", "demo/ended@1")
     cli("witness").ok("admin", "destroy", "confirm", "demo/ended@1")
@@ -91,6 +94,12 @@ def test_f60_database_lost_and_an_old_backup_restored(
     listed = ("ls", "demo/ended")
     _until(lambda: cli("security").json(*listed)["versions"][0]["state"] == "DESTROYED")
 
+    assert server(stack, "backup", tmp_path / "later").returncode == 0
+    assert server(stack, "backup", tmp_path / "later").returncode != 0  # is there already
+    registered = cli("security").json("admin", "backup", "list")["backups"]
+    assert [each["destroy_reason"] for each in registered] == ["was not written", "", ""]
+    assert cli("reader").run("admin", "backup", "list").code == 3
+
     stack.service.stop()
     for part in ("", "-wal", "-shm"):
         database.with_name(database.name + part).unlink(missing_ok=True)
@@ -104,6 +113,12 @@ def test_f60_database_lost_and_an_old_backup_restored(
     assert again.returncode == 0, again.stderr
 
     stack.restart_service()
+    # Nothing is lost of the registry; what is not in the restored one counts as not destroyed.
+    known = cli("security").json("admin", "backup", "list")["backups"]
+    assert [(each["id"], each["complete"]) for each in known] == [
+        (each["id"], each["complete"]) for each in registered
+    ]
+    assert known[-1] == kept_backup
     assert cli("reader").ok("cat", "demo/kept").out == b"kept"
     for name in ("ended", "closed"):
         assert cli("reader").run("cat", f"demo/{name}@1").code == 8

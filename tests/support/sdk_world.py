@@ -137,7 +137,9 @@ def servicers(world: World) -> dict[ServiceDescriptor, object]:
             metrics=metrics,
         ),
         access: AccessServicer(standing=world.standing, metrics=metrics),
-        master_keys: MasterKeyServicer(get_master_key=world.get_master_key, rewrap=world.rewrap),
+        master_keys: MasterKeyServicer(
+            get_master_key=world.get_master_key, rewrap=world.rewrap, backups=world.backups
+        ),
         artifacts: ArtifactServicer(
             read_artifact=world.read_artifact, upload_artifact=world.upload, metrics=metrics
         ),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from modelkms.cli import policy, retirement, standing
+from modelkms.cli import backups, policy, retirement, standing
 from modelkms.cli.common import (
     CommandLine,
     ProjectOption,
@@ -43,6 +43,7 @@ def register(app: typer.Typer) -> None:
     admin.add_typer(master_key)
     policy.register(admin)
     standing.register(admin)
+    backups.register(admin)
     admin.add_typer(destroy)
     command(admin, "exposure")(exposure)
     app.add_typer(admin)

@@ -18,10 +18,11 @@ import os
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import func, insert, select
 
+from kms_service.adapters.database.backup_table import oldest_versions
 from kms_service.adapters.database.engine import EngineOptions, transactions_of
 from kms_service.adapters.database.migrate import schema_revision
 from kms_service.adapters.database.schema import metadata
@@ -31,8 +32,19 @@ _FORMAT = "modelkms-backup-v1"
 _INSERT_ROWS = 500
 
 
-def write_backup(url: str, options: EngineOptions, file: Path, now: datetime) -> int:
-    """Write all rows of one snapshot to a new file, durably; how many. Writers go on meanwhile.
+class Written(NamedTuple):
+    """What a backup holds.
+
+    Attributes:
+        oldest_versions: the lowest master-key version that it needs, by master key.
+    """
+
+    rows: int
+    oldest_versions: Mapping[str, int]
+
+
+def write_backup(url: str, options: EngineOptions, file: Path, now: datetime) -> Written:
+    """Write all rows of one snapshot to a new file, durably. Writers go on meanwhile.
 
     Raises:
         ConfigurationError: the file is there already, or cannot be written.
@@ -58,6 +70,7 @@ def write_backup(url: str, options: EngineOptions, file: Path, now: datetime) ->
                     values = {name: _plain(value) for name, value in row._mapping.items()}
                     _write(out, digest, {"table": table.name, "row": values})
                     rows += 1
+            oldest = oldest_versions(connection)  # of the same snapshot
             out.write(_line({"rows": rows, "sha256": digest.hexdigest()}))
             out.flush()
             os.fsync(out.fileno())
@@ -68,7 +81,7 @@ def write_backup(url: str, options: EngineOptions, file: Path, now: datetime) ->
     finally:
         temporary.unlink(missing_ok=True)
         transactions.engine.dispose()
-    return rows
+    return Written(rows, oldest)
 
 
 def read_backup(url: str, options: EngineOptions, file: Path) -> int:

@@ -260,6 +260,21 @@ audit_heads = Table(
     Column("hash", String(64), nullable=False),
 )
 
+# Files that hold data keys, as `modelkms-server backup` made them.
+backups = Table(
+    "backups",
+    metadata,
+    Column("backup", _UID, primary_key=True),
+    Column("location", Text, nullable=False),
+    Column("create_time_us", BigInteger, nullable=False),
+    # JSON object: the lowest version that it needs, by master key; NULL: it may need any.
+    Column("oldest_versions", Text),
+    Column("destroyed_by", String(2048), nullable=False),
+    Column("destroy_reason", String(1024), nullable=False),
+    Column("destroy_time_us", BigInteger),
+    Index(None, "create_time_us", "backup"),
+)
+
 # What happens once in the life of a deployment.
 milestones = Table(
     "milestones",

@@ -13,6 +13,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from kms_service.adapters.database import schema
 from kms_service.adapters.database.audit_head_table import SqlAuditHeadTable
+from kms_service.adapters.database.backup_table import SqlBackupTable
 from kms_service.adapters.database.catalogue_tables import (
     SqlAliasTable,
     SqlModelTable,
@@ -77,6 +78,10 @@ class SqlTransaction:
     @cached_property
     def freezes(self) -> SqlFreezeTable:
         return SqlFreezeTable(self._connection)
+
+    @cached_property
+    def backups(self) -> SqlBackupTable:
+        return SqlBackupTable(self._connection)
 
 
 class SqlDatabase:

@@ -52,6 +52,164 @@ REWRAP_STATE_DONE: RewrapState.ValueType  # 3
 Global___RewrapState: _TypeAlias = RewrapState  # noqa: Y015
 
 @_typing.final
+class Backup(_message.Message):
+    """A file that holds wrapped data keys. What was copied by other means is not known here."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class OldestVersionsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    NAME_FIELD_NUMBER: _builtins.int
+    LOCATION_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    COMPLETE_FIELD_NUMBER: _builtins.int
+    OLDEST_VERSIONS_FIELD_NUMBER: _builtins.int
+    DESTROYED_BY_FIELD_NUMBER: _builtins.int
+    DESTROY_REASON_FIELD_NUMBER: _builtins.int
+    DESTROY_TIME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`backups/{backup}`; the id is 32 lower-case hexadecimal digits."""
+    location: _builtins.str
+    """Host and path that it was written to."""
+    complete: _builtins.bool
+    """Whether it was seen to end. If not, it may need any version of any master key."""
+    destroyed_by: _builtins.str
+    """Who declared it destroyed: a SPIFFE ID, or `modelkms-server`, if it could not be written.
+    Empty: nobody.
+    """
+    destroy_reason: _builtins.str
+    """Why, as it was said then."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was begun."""
+
+    @_builtins.property
+    def oldest_versions(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """The lowest master-key version that it needs, by name of the transit key."""
+
+    @_builtins.property
+    def destroy_time(self) -> _timestamp_pb2.Timestamp:
+        """When; absent: nobody did."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        location: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        complete: _builtins.bool = ...,
+        oldest_versions: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        destroyed_by: _builtins.str = ...,
+        destroy_reason: _builtins.str = ...,
+        destroy_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "destroy_time", b"destroy_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["complete", b"complete", "create_time", b"create_time", "destroy_reason", b"destroy_reason", "destroy_time", b"destroy_time", "destroyed_by", b"destroyed_by", "location", b"location", "name", b"name", "oldest_versions", b"oldest_versions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Backup: _TypeAlias = Backup  # noqa: Y015
+
+@_typing.final
+class ListBackupsRequest(_message.Message):
+    """Request of ListBackups."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """Maximum number of items, 1 to 1000; 0: the service chooses."""
+    page_token: _builtins.str
+    """`next_page_token` of the page before; empty: the first page."""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListBackupsRequest: _TypeAlias = ListBackupsRequest  # noqa: Y015
+
+@_typing.final
+class ListBackupsResponse(_message.Message):
+    """Response of ListBackups."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BACKUPS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """For the next page; empty: this is the last."""
+    @_builtins.property
+    def backups(self) -> _containers.RepeatedCompositeFieldContainer[Global___Backup]:
+        """The backups."""
+
+    def __init__(
+        self,
+        *,
+        backups: _abc.Iterable[Global___Backup] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backups", b"backups", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListBackupsResponse: _TypeAlias = ListBackupsResponse  # noqa: Y015
+
+@_typing.final
+class DeclareBackupDestroyedRequest(_message.Message):
+    """Request of DeclareBackupDestroyed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`backups/{backup}`."""
+    reason: _builtins.str
+    """How it is known that every copy is gone; at most 1024 bytes."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeclareBackupDestroyedRequest: _TypeAlias = DeclareBackupDestroyedRequest  # noqa: Y015
+
+@_typing.final
 class CheckRetirementRequest(_message.Message):
     """Request of CheckRetirement."""
 

@@ -71,6 +71,16 @@ class MasterKeyServiceStub:
                 request_serializer=modelkms__api_dot_v1_dot_master__key__service__pb2.ResumeRewrapRequest.SerializeToString,
                 response_deserializer=modelkms__api_dot_v1_dot_master__key__service__pb2.RewrapOperation.FromString,
                 _registered_method=True)
+        self.ListBackups = channel.unary_unary(
+                '/modelkms_api.v1.MasterKeyService/ListBackups',
+                request_serializer=modelkms__api_dot_v1_dot_master__key__service__pb2.ListBackupsRequest.SerializeToString,
+                response_deserializer=modelkms__api_dot_v1_dot_master__key__service__pb2.ListBackupsResponse.FromString,
+                _registered_method=True)
+        self.DeclareBackupDestroyed = channel.unary_unary(
+                '/modelkms_api.v1.MasterKeyService/DeclareBackupDestroyed',
+                request_serializer=modelkms__api_dot_v1_dot_master__key__service__pb2.DeclareBackupDestroyedRequest.SerializeToString,
+                response_deserializer=modelkms__api_dot_v1_dot_master__key__service__pb2.Backup.FromString,
+                _registered_method=True)
 
 
 class MasterKeyServiceServicer:
@@ -130,6 +140,21 @@ class MasterKeyServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListBackups(self, request, context):
+        """Lists the backups that `modelkms-server backup` made, newest first, also those that were
+        declared destroyed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeclareBackupDestroyed(self, request, context):
+        """Takes an officer's word that every copy of a backup is gone. Once more changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_MasterKeyServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -167,6 +192,16 @@ def add_MasterKeyServiceServicer_to_server(servicer, server):
                     servicer.ResumeRewrap,
                     request_deserializer=modelkms__api_dot_v1_dot_master__key__service__pb2.ResumeRewrapRequest.FromString,
                     response_serializer=modelkms__api_dot_v1_dot_master__key__service__pb2.RewrapOperation.SerializeToString,
+            ),
+            'ListBackups': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListBackups,
+                    request_deserializer=modelkms__api_dot_v1_dot_master__key__service__pb2.ListBackupsRequest.FromString,
+                    response_serializer=modelkms__api_dot_v1_dot_master__key__service__pb2.ListBackupsResponse.SerializeToString,
+            ),
+            'DeclareBackupDestroyed': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeclareBackupDestroyed,
+                    request_deserializer=modelkms__api_dot_v1_dot_master__key__service__pb2.DeclareBackupDestroyedRequest.FromString,
+                    response_serializer=modelkms__api_dot_v1_dot_master__key__service__pb2.Backup.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -359,6 +394,60 @@ class MasterKeyService:
             '/modelkms_api.v1.MasterKeyService/ResumeRewrap',
             modelkms__api_dot_v1_dot_master__key__service__pb2.ResumeRewrapRequest.SerializeToString,
             modelkms__api_dot_v1_dot_master__key__service__pb2.RewrapOperation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListBackups(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelkms_api.v1.MasterKeyService/ListBackups',
+            modelkms__api_dot_v1_dot_master__key__service__pb2.ListBackupsRequest.SerializeToString,
+            modelkms__api_dot_v1_dot_master__key__service__pb2.ListBackupsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeclareBackupDestroyed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelkms_api.v1.MasterKeyService/DeclareBackupDestroyed',
+            modelkms__api_dot_v1_dot_master__key__service__pb2.DeclareBackupDestroyedRequest.SerializeToString,
+            modelkms__api_dot_v1_dot_master__key__service__pb2.Backup.FromString,
             options,
             channel_credentials,
             insecure,

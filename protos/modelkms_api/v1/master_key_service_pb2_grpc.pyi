@@ -56,6 +56,12 @@ class MasterKeyServiceStub:
     """Begins no further batch of a rewrap; what is in hand ends."""
     ResumeRewrap: _grpc.UnaryUnaryMultiCallable[_master_key_service_pb2.ResumeRewrapRequest, _master_key_service_pb2.RewrapOperation]
     """Goes on with a rewrap that was paused."""
+    ListBackups: _grpc.UnaryUnaryMultiCallable[_master_key_service_pb2.ListBackupsRequest, _master_key_service_pb2.ListBackupsResponse]
+    """Lists the backups that `modelkms-server backup` made, newest first, also those that were
+    declared destroyed.
+    """
+    DeclareBackupDestroyed: _grpc.UnaryUnaryMultiCallable[_master_key_service_pb2.DeclareBackupDestroyedRequest, _master_key_service_pb2.Backup]
+    """Takes an officer's word that every copy of a backup is gone. Once more changes nothing."""
 
 @_typing.type_check_only
 class MasterKeyServiceAsyncStub(MasterKeyServiceStub):
@@ -82,6 +88,12 @@ class MasterKeyServiceAsyncStub(MasterKeyServiceStub):
     """Begins no further batch of a rewrap; what is in hand ends."""
     ResumeRewrap: _aio.UnaryUnaryMultiCallable[_master_key_service_pb2.ResumeRewrapRequest, _master_key_service_pb2.RewrapOperation]  # type: ignore[assignment]
     """Goes on with a rewrap that was paused."""
+    ListBackups: _aio.UnaryUnaryMultiCallable[_master_key_service_pb2.ListBackupsRequest, _master_key_service_pb2.ListBackupsResponse]  # type: ignore[assignment]
+    """Lists the backups that `modelkms-server backup` made, newest first, also those that were
+    declared destroyed.
+    """
+    DeclareBackupDestroyed: _aio.UnaryUnaryMultiCallable[_master_key_service_pb2.DeclareBackupDestroyedRequest, _master_key_service_pb2.Backup]  # type: ignore[assignment]
+    """Takes an officer's word that every copy of a backup is gone. Once more changes nothing."""
 
 class MasterKeyServiceServicer(metaclass=_abc_1.ABCMeta):
     """State of master keys; rewrapping."""
@@ -147,5 +159,23 @@ class MasterKeyServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_master_key_service_pb2.RewrapOperation, _abc.Awaitable[_master_key_service_pb2.RewrapOperation]]:
         """Goes on with a rewrap that was paused."""
+
+    @_abc_1.abstractmethod
+    def ListBackups(
+        self,
+        request: _master_key_service_pb2.ListBackupsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_master_key_service_pb2.ListBackupsResponse, _abc.Awaitable[_master_key_service_pb2.ListBackupsResponse]]:
+        """Lists the backups that `modelkms-server backup` made, newest first, also those that were
+        declared destroyed.
+        """
+
+    @_abc_1.abstractmethod
+    def DeclareBackupDestroyed(
+        self,
+        request: _master_key_service_pb2.DeclareBackupDestroyedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_master_key_service_pb2.Backup, _abc.Awaitable[_master_key_service_pb2.Backup]]:
+        """Takes an officer's word that every copy of a backup is gone. Once more changes nothing."""
 
 def add_MasterKeyServiceServicer_to_server(servicer: MasterKeyServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

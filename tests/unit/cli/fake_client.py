@@ -37,6 +37,7 @@ from modelkms.renewal import LeaseCallback
 from modelkms.timings import Timings
 from modelkms.types import (
     AliasInfo,
+    BackupInfo,
     BlockInfo,
     DestructionInfo,
     Exposure,
@@ -78,6 +79,7 @@ class FakeService:
     projects: list[str] = field(default_factory=lambda: [PROJECT])
     blocks: dict[str, BlockInfo] = field(default_factory=dict)
     freezes: dict[str, FreezeInfo] = field(default_factory=dict)
+    backups: dict[str, BackupInfo] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
     oldest_used: int = 1
     refusal: str = ""
@@ -407,6 +409,20 @@ class FakeClient:
 
     def list_freezes(self) -> list[FreezeInfo]:
         return list(self._service.freezes.values())
+
+    def list_backups(self) -> list[BackupInfo]:
+        return list(self._service.backups.values())
+
+    def declare_backup_destroyed(self, backup: str, reason: str) -> BackupInfo:
+        self._fail()
+        declared = replace(
+            self._service.backups[backup],
+            destroyed_by=PUBLISHER,
+            destroy_reason=reason,
+            destroy_time=NOW,
+        )
+        self._service.backups[backup] = declared
+        return declared
 
     def check_retirement(self, oldest_version: int, project: str | None = None) -> MasterKeyInfo:
         if oldest_version > self._service.oldest_used:

@@ -9,10 +9,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from modelkms.types import RewrapFailureInfo
+from modelkms.types import BackupInfo, RewrapFailureInfo
 
 from tests.unit.cli.conftest import Cli
-from tests.unit.cli.fake_client import PROJECT, PUBLISHER, READER, FakeService, lease
+from tests.unit.cli.fake_client import NOW, PROJECT, PUBLISHER, READER, FakeService, lease
 from tests.unit.cli.terminal import on_terminal
 
 
@@ -386,3 +386,27 @@ def test_policy_test_runs_the_services_own_engine(cli: Cli, tmp_path: Path) -> N
         f"error: {READER} WhoCan demo must be permitted",
         "error: 1 of 26 cases fail",
     ]
+
+
+def test_backups(cli: Cli, service: FakeService) -> None:
+    needs = {"modelkms-camera": 3, "modelkms-audio": 1}
+    for backup, complete in (("a" * 32, True), ("b" * 32, False)):
+        service.backups[backup] = BackupInfo(
+            name=f"backups/{backup}",
+            location="db1:/backups/1",
+            create_time=NOW,
+            complete=complete,
+            oldest_versions=needs if complete else {},
+            destroyed_by="",
+            destroy_reason="",
+            destroy_time=None,
+        )
+    _, whole, begun = cli("admin", "backup", "list").out.splitlines()
+    assert "modelkms-audio v1, modelkms-camera v3" in whole
+    assert whole.endswith("-")
+    assert "any version" in begun
+    declared = cli("admin", "backup", "destroyed", "a" * 32, "--reason", "tape 7 shredded")
+    assert declared.out.startswith(f"backup {'a' * 32} counts as destroyed, on the word of ")
+    listed = cli("admin", "backup", "list", "--json").json()["backups"]
+    assert listed[0]["destroy_reason"] == "tape 7 shredded"
+    assert listed[0]["oldest_versions"] == needs

@@ -42,6 +42,7 @@ from kms_service.domain.names import (
 from kms_service.domain.ports import ArtifactStore, ClientKey, LeaseFilter, Liveness
 from kms_service.usecases.answers import CreatedVersion, FinalizedVersion, LeasedDataKey, LeaseView
 from kms_service.usecases.authorisation import Gate
+from kms_service.usecases.backup_registry import BackupRegistry
 from kms_service.usecases.browse_catalogue import BrowseCatalogue
 from kms_service.usecases.create_model import CreateModel
 from kms_service.usecases.create_project import CreateProject
@@ -151,6 +152,7 @@ class World:
             pending_ttl=self.pending_ttl,
         )
         self.standing = Standing(**state)
+        self.backups = BackupRegistry(**state)
         self.own_leases = OwnLeases(database=self.database, clock=self.clock)
         self.shred = ShredVersions(
             database=self.database,
@@ -209,6 +211,8 @@ class World:
             Action.FREEZE_PROJECT,
             Action.UNFREEZE_PROJECT,
             Action.LIST_FREEZES,
+            Action.LIST_BACKUPS,
+            Action.DECLARE_BACKUP_DESTROYED,
             Action.REWRAP_DATA_KEYS,
         )
         return caller(name)
