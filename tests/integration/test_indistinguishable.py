@@ -16,6 +16,7 @@ from modelkms_api.v1 import key_service_pb2, key_service_pb2_grpc, key_transport
 from kms_service.development.vault_setup import AppRoleFiles
 from kms_service.domain.catalogue import Model, Project
 from kms_service.domain.names import ModelName, ProjectName
+from kms_service.domain.standing import Block
 from kms_service.parts import open_database
 from tests.support.certificates import TestAuthority
 from tests.support.key_transport_opener import PrivateKey
@@ -29,6 +30,8 @@ TOLERANCE = 0.06
 """Of the chance that a forbidden answer takes longer than a missing one. Its standard error at
 2,000 each is 0.009, whatever the machine is doing: both kinds are asked in random order."""
 
+BLOCKED = "admin/blocked"
+"""Policy permits it everything."""
 LABELS = {f"label-{number}": "v" * 60 for number in range(8)}
 
 
@@ -51,6 +54,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess
     service.start()
     with closing(open_database(service.config())) as database, database.write() as tx:
         now = datetime.now(UTC)
+        tx.blocks.put(Block(f"spiffe://{TRUST_DOMAIN}/{BLOCKED}", "stolen", "officer", now))
         tx.projects.insert(Project(ProjectName("demo"), "modelkms-demo", now))
         tx.models.insert(Model(ModelName("demo", "secret"), now, LABELS))
     yield service
@@ -87,26 +91,37 @@ def chance_that_longer(these: list[float], those: list[float]) -> float:
     return (ranks - smallest) / (len(these) * len(those))
 
 
+FORBIDDEN = ("stranger", "projects/demo/models/secret")
+OTHERS = {
+    "missing model": ("stranger", "projects/demo/models/absent"),
+    "missing project": ("stranger", "projects/nowhere/models/absent"),
+    "missing version": ("stranger", "projects/demo/models/secret/versions/9"),
+    "blocked principal": (BLOCKED, "projects/demo/models/secret"),
+    "blocked principal, missing model": (BLOCKED, "projects/demo/models/absent"),
+}
+
+
 @pytest.mark.faults
-def test_f17_missing_and_forbidden_take_alike(service: ServiceProcess) -> None:
-    forbidden, missing = "projects/demo/models/secret", "projects/demo/models/absent"
-    elsewhere = "projects/nowhere/models/absent"
-    order = [forbidden, missing, elsewhere] * PAIRS
+def test_f17_missing_and_forbidden_and_blocked_take_alike(service: ServiceProcess) -> None:
+    kinds = {"forbidden": FORBIDDEN, **OTHERS}
+    order = list(kinds) * PAIRS
     random.Random(17).shuffle(order)
-    took: dict[str, list[float]] = {forbidden: [], missing: [], elsewhere: []}
+    took: dict[str, list[float]] = {kind: [] for kind in kinds}
     told = set()
-    with service.channel("stranger") as channel:
-        stranger = Stranger(channel)
-        for name in order[:WARM_UP]:
-            stranger.ask(name)
-        for name in order:
-            seconds, answer = stranger.ask(name)
-            took[name].append(seconds)
+    with service.channel("stranger") as channel, service.channel(BLOCKED) as blocked:
+        askers = {"stranger": Stranger(channel), BLOCKED: Stranger(blocked)}
+        for kind in order[:WARM_UP]:
+            who, name = kinds[kind]
+            askers[who].ask(name)
+        for kind in order:
+            who, name = kinds[kind]
+            seconds, answer = askers[who].ask(name)
+            took[kind].append(seconds)
             told.add((answer.code, answer.reason, answer.message, tuple(answer.metadata)))
     assert len(told) == 1
-    for other in (missing, elsewhere):
-        chance = chance_that_longer(took[forbidden], took[other])
-        assert abs(chance - EVEN) < TOLERANCE, f"{other}: {chance:.3f}"
+    for kind in OTHERS:
+        chance = chance_that_longer(took["forbidden"], took[kind])
+        assert abs(chance - EVEN) < TOLERANCE, f"{kind}: {chance:.3f}"
 
 
 def test_the_measure_sees_a_difference() -> None:

@@ -154,7 +154,9 @@ def uris(*values: str) -> list[x509.GeneralName]:
     return [x509.UniformResourceIdentifier(value) for value in values]
 
 
-def key_usage(*, digital_signature: bool, key_cert_sign: bool = False) -> x509.KeyUsage:
+def key_usage(
+    *, digital_signature: bool, key_cert_sign: bool = False, crl_sign: bool = False
+) -> x509.KeyUsage:
     return x509.KeyUsage(
         digital_signature=digital_signature,
         content_commitment=False,
@@ -162,7 +164,7 @@ def key_usage(*, digital_signature: bool, key_cert_sign: bool = False) -> x509.K
         data_encipherment=False,
         key_agreement=not digital_signature,
         key_cert_sign=key_cert_sign,
-        crl_sign=False,
+        crl_sign=crl_sign,
         encipher_only=False,
         decipher_only=False,
     )

@@ -128,13 +128,13 @@ def test_f25_any_bytes_are_refused_or_answered(
 
 @pytest.mark.parametrize("length", [0, 16, 31, 33])
 def test_encrypts_data_keys_of_32_bytes_only(length: int) -> None:
-    with pytest.raises(ValueError, match="32 bytes"):
+    with pytest.raises(ValueError, match=r"^a data key has 32 bytes$"):
         HpkeKeyTransport().encrypt(SecretBytes(bytes(length)), PRINCIPAL, _offer(2), BINDING)
 
 
 def test_binds_durations_of_whole_milliseconds_only() -> None:
     binding = KeyAnswerBinding("lease", "", "", b"", timedelta(microseconds=1500))
-    with pytest.raises(ValueError, match="milliseconds"):
+    with pytest.raises(ValueError, match=r"^a lease lasts whole milliseconds$"):
         HpkeKeyTransport().encrypt(SecretBytes(bytes(32)), PRINCIPAL, _offer(2), binding)
 
 
@@ -153,6 +153,7 @@ def test_an_answer_opens_to_the_data_key(suite: int, encrypted_secret_bytes: int
     key, data_key = _pair(suite), os.urandom(32)
     nonce, answer = _encrypt(suite, key, data_key)
 
+    assert answer.suite == suite
     lengths = {
         "session_id": len(answer.session_id),
         "encrypted_secret": len(answer.encrypted_secret),

@@ -205,6 +205,25 @@ def test_answers_of_one_session_share_the_secret_and_nothing_else(suite: int) ->
         assert opener.open_data_key(secret, answer.nonce, answer.ciphertext, aad) == data_key
 
 
+def test_f69_the_transport_keeps_principals_apart() -> None:
+    """The same public key of two principals: two secrets, each bound to its principal (KT-8)."""
+    transport, pair = HpkeKeyTransport(), opener.PrivateKey.from_seed(2, os.urandom(32))
+    answers = {who: _encrypt(transport, pair, who)[2] for who in (READER, STRANGER)}
+    assert len({answer.session_id for answer in answers.values()}) == 2
+    for who, answer in answers.items():
+        info = opener.info(2, who, pair.public_bytes, answer.session_id)
+        pair.open_secret(answer.encrypted_secret, info)
+
+
+def test_looks_for_sessions_are_told() -> None:
+    looks: list[bool] = []
+    transport = HpkeKeyTransport(looked_up=looks.append)
+    pair = opener.PrivateKey.from_seed(2, os.urandom(32))
+    for who in (READER, READER, STRANGER):
+        _encrypt(transport, pair, who)
+    assert looks == [False, True, False]
+
+
 def test_f25_a_known_public_key_does_not_excuse_a_wrong_nonce() -> None:
     transport, pair = HpkeKeyTransport(), opener.PrivateKey.from_seed(1, os.urandom(32))
     _encrypt(transport, pair)
