@@ -8,13 +8,14 @@ from collections.abc import Callable
 
 from modelkms.errors import LocalDiskFull, MemoryStorageMissing
 from modelkms.folders import local_error
+from modelkms.swap import KeptFile
 
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
 
 
 class MemoryFile:
-    """Filled once, then sealed. The kernel frees it when the last descriptor and mapping are gone,
-    whatever becomes of the process.
+    """Filled once, then sealed, and kept out of unencrypted swap as far as the process may. The
+    kernel frees it when the last descriptor and mapping are gone, whatever becomes of the process.
 
     Args:
         size_bytes: of the content.
@@ -40,11 +41,12 @@ class MemoryFile:
         try:
             write(self._descriptor)
             fcntl.fcntl(self._descriptor, fcntl.F_ADD_SEALS, _SEALS)
+            self._kept = KeptFile(self._descriptor, size_bytes)
         except OSError as error:
-            self.close()
+            os.close(self._descriptor)
             raise local_error(error, "the file cannot be written into memory") from error
         except BaseException:
-            self.close()
+            os.close(self._descriptor)
             raise
 
     @property
@@ -53,6 +55,7 @@ class MemoryFile:
         return f"/proc/{os.getpid()}/fd/{self._descriptor}"
 
     def close(self) -> None:
+        self._kept.close()
         os.close(self._descriptor)
 
 

@@ -60,6 +60,49 @@ def files_kept_in_memory(folder: Path) -> Iterator[None]:
         yield
 
 
+class KeptFile:
+    """Locks all of a nameless file in memory (memfd) until `close`, if it could be swapped out
+    unencrypted. To be made when the file is filled.
+
+    Whoever has the file mapped beyond that keeps its content, then no longer locked.
+    """
+
+    def __init__(self, descriptor: int, length_bytes: int) -> None:
+        self._length = length_bytes
+        self._address: int | None = None
+        if not length_bytes or not (areas := unsafe_swaps()):
+            return
+        # Private and read-only, by mmap(2) itself: a shared or writable mapping would be in the
+        # way of sealing, or be given copies of the pages; and the address of a read-only mmap
+        # object cannot be had.
+        libc = ctypes.CDLL(None)
+        libc.mmap.restype = ctypes.c_void_p
+        address = libc.mmap(
+            None,
+            ctypes.c_size_t(length_bytes),
+            mmap.PROT_READ,
+            mmap.MAP_PRIVATE,
+            descriptor,
+            ctypes.c_long(0),
+        )
+        if address is None or address == _MAP_FAILED:
+            _warn(areas)
+            return
+        self._address = address
+        if not _locked(address, length_bytes, 0):
+            _warn(areas)
+
+    def close(self) -> None:
+        """Idempotent."""
+        if self._address is not None:
+            libc = ctypes.CDLL(None)
+            libc.munmap(ctypes.c_void_p(self._address), ctypes.c_size_t(self._length))
+            self._address = None
+
+
+_MAP_FAILED = ctypes.c_void_p(-1).value
+
+
 def _file_locked(path: Path, mappings: ExitStack) -> bool:
     if path.stat().st_size == 0:
         return True

@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 from modelkms import swap
 from modelkms.artifact.buffers import FreshBytes, FreshMemory
+from modelkms.errors import LocalDiskError
+from modelkms.folders import write_all
 from modelkms.materialize import materialized
+from modelkms.memory_file import MemoryFile
 
 _HEADER = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"
 _MIB = 1 << 20
@@ -90,6 +93,30 @@ def test_f55_materialized_files_are_locked_while_they_last(
     before = locked_kib()
     with materialized({"inner/weights": _MIB, "empty": 0}, write):
         assert locked_kib() - before == 1024 or caplog.records
+    assert locked_kib() == before
+
+
+@pytest.mark.usefixtures("unsafe")
+def test_f55_a_file_behind_a_path_is_locked_while_it_lasts(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    before = locked_kib()
+    file = MemoryFile(_MIB, lambda descriptor: write_all(descriptor, b"x" * _MIB))
+    assert locked_kib() - before == 1024 or caplog.records
+    assert Path(file.path).read_bytes() == b"x" * _MIB
+    file.close()
+    assert locked_kib() == before
+
+
+@pytest.mark.usefixtures("unsafe")
+def test_f55_a_file_that_could_not_be_written_locks_nothing() -> None:
+    def fail(descriptor: int) -> None:
+        write_all(descriptor, b"x" * _MIB)
+        raise OSError(5, "Input/output error")
+
+    before = locked_kib()
+    with pytest.raises(LocalDiskError):
+        MemoryFile(_MIB, fail)
     assert locked_kib() == before
 
 
