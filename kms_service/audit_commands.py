@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import islice
@@ -19,6 +19,7 @@ from kms_service.domain.audit import Checkpoint
 from kms_service.domain.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from kms_service.adapters.audit_policies import RecordedPolicies
     from kms_service.adapters.audit_query import Record
     from kms_service.adapters.audit_reading import Verification
 
@@ -38,6 +39,9 @@ CheckpointFiles = Annotated[
 ConfigFile = Annotated[
     Path, typer.Option("--config", metavar="FILE", help="The TOML configuration file.")
 ]
+_SHORT = 12
+_Right = tuple[str, str]
+"""Epoch of a policy set, id of a policy in it."""
 _COLUMNS = ("TIME", "CHAIN", "RECORD", "EVENT", "OUTCOME", "PRINCIPAL", "ON", "UNTIL", "POLICIES")
 
 
@@ -81,7 +85,8 @@ def query_command(
     public_key: PublicKey = None,
     checkpoint: CheckpointFiles = None,
 ) -> None:
-    """Find records. Each is checked as it is read; how far the log holds is told at the end."""
+    """Find records, and the policies that decided. How far the log holds is told at the end."""
+    from kms_service.adapters.audit_policies import RecordedPolicies
     from kms_service.adapters.audit_query import RecordFilter, matching
     from kms_service.adapters.audit_reading import Reading
 
@@ -97,16 +102,18 @@ def query_command(
     )
     checkpoints = _checkpoints(public_key, checkpoint or [])
     with _reading(folder):
-        reading = Reading(folder, checkpoints)
-        found = matching(reading, wanted)
+        reading, policies = Reading(folder, checkpoints), RecordedPolicies()
+        found = matching(reading, wanted, policies)
         shown = islice(found, limit)
+        rights: dict[_Right, set[str]] = {}
         if as_json:
             for record in shown:
                 say(json.dumps(record, sort_keys=True, separators=(",", ":")))
         else:
-            _table(shown)
+            _table(_noting(rights, shown))
         for _ in found:  # to the end, so that all of it is checked
             pass
+    _tell_rights(rights, policies)
     _end_with(reading.verification, lambda line: tell("log", line))
 
 
@@ -236,8 +243,40 @@ def _row(record: Record) -> tuple[str, ...]:
         record["principal"],
         details.get("version") or record["resource"],
         details.get("expire_time", "")[:19].replace("T", " "),
-        ",".join(record["policies"]),
+        _by(record),
     )
+
+
+def _by(record: Record) -> str:
+    """`readers@1f3a…`: policies, and the beginning of the epoch of their set."""
+    policies, epoch = ",".join(record["policies"]), record.get("policy_epoch", "")
+    return f"{policies}@{epoch[:_SHORT]}" if policies and epoch else policies
+
+
+def _noting(rights: dict[_Right, set[str]], records: Iterable[Record]) -> Iterator[Record]:
+    """The records, and in `rights` who was decided about by which policy, in order."""
+    for record in records:
+        epoch = record.get("policy_epoch", "")
+        for policy in record["policies"] if epoch else ():
+            rights.setdefault((epoch, policy), set()).add(record["principal"])
+        yield record
+
+
+def _tell_rights(rights: Mapping[_Right, set[str]], policies: RecordedPolicies) -> None:
+    """The text of each policy as it stood when it decided, and who was in its set's groups."""
+    for (epoch, policy), principals in rights.items():
+        recorded = policies.find(epoch)
+        text = recorded.text(policy) if recorded is not None else None
+        say("")
+        say(f"{policy}@{epoch[:_SHORT]}, of the policy set {epoch}:")
+        if recorded is None or text is None:
+            say("    its text is not in this log")
+            continue
+        for line in text.splitlines():
+            say(f"    {line}")
+        for principal in sorted(principals):
+            if groups := recorded.groups_of(principal):
+                say(f"    {principal} was in: {', '.join(sorted(groups))}")
 
 
 def _resource(reference: str) -> str:

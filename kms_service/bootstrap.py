@@ -73,6 +73,7 @@ from kms_service.usecases.lease_data_key import LeaseDataKey
 from kms_service.usecases.list_leases import ListLeases
 from kms_service.usecases.own_leases import OwnLeases
 from kms_service.usecases.read_artifact import ReadArtifact
+from kms_service.usecases.record_policies import RecordPolicies
 from kms_service.usecases.renew_lease import RenewLease
 from kms_service.usecases.resolve_model import ResolveModel
 from kms_service.usecases.revoke_leases import RevokeLeases
@@ -181,6 +182,10 @@ def build(config: Config, *, worker_metrics: Path | None = None) -> Service:
             audit=audit,
             clock=adapters.clock,
             reload_policies=adapters.policy_reloader.load,
+            record_policies=partial(
+                adapters.policy_reloader.record_with,
+                RecordPolicies(audit=audit, clock=adapters.clock),
+            ),
             closers=(
                 partial(adapters.data_keys.flush, "stop"),
                 adapters.clock.store_mark,

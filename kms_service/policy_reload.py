@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from kms_service.adapters.cedar import CedarPolicyEngine
 from kms_service.adapters.cedar_policy_set import PolicySetRefused
-from kms_service.domain.errors import ConfigurationError
+from kms_service.domain.errors import AuditUnavailable, ConfigurationError
 from kms_service.telemetry.logging import get_logger
 from kms_service.telemetry.metrics import Metrics
 
@@ -19,10 +20,16 @@ BREAK_GLASS = "break-glass"
 _Signature = tuple[tuple[str, int, int, int], ...]
 """Name, inode, time of change (ns) and size of each file of the folder."""
 
+Recorder = Callable[[str, Mapping[str, str]], None]
+"""Given a set's epoch and its files, text by name."""
+
 
 class PolicyReloader:
     """Keeps the engine's policies those of the folder. A set that is refused changes nothing:
     the last good one stays in force, and a metric tells (F18, F68).
+
+    What is in force is recorded right after it is, not before: a set that takes rights away must
+    not wait for a log that fails, and while that fails no key leaves anyway.
 
     Args:
         engine: with no policies yet.
@@ -35,6 +42,18 @@ class PolicyReloader:
         self._metrics = metrics
         self._lock = threading.Lock()
         self._seen: _Signature | None = None
+        self._record: Recorder | None = None
+        self._recorded = ""
+
+    def record_with(self, record: Recorder) -> None:
+        """Record the set in force, and from now on every other that comes.
+
+        Raises:
+            AuditUnavailable.
+        """
+        with self._lock:
+            self._record = record
+            self._record_anew(record)
 
     def load(self) -> None:
         """Read the folder now.
@@ -46,20 +65,36 @@ class PolicyReloader:
             # Before the read: a change during it is then seen as one.
             self._seen = self._signature()
             self._load()
+            self._keep_record()
 
     def load_if_changed(self) -> None:
         """As `load`, if any file is another than at the last time. Does not raise."""
         with self._lock:
             signature = self._signature()
-            if signature == self._seen:
-                return
-            self._seen = signature
-            try:
-                self._load()
-            except ConfigurationError as error:
-                _log.error("policies_refused", error=error.message)
-            else:
-                _log.info("policies_loaded", folder=str(self._folder))
+            if signature != self._seen:
+                self._seen = signature
+                try:
+                    self._load()
+                except ConfigurationError as error:
+                    _log.error("policies_refused", error=error.message)
+                else:
+                    _log.info("policies_loaded", folder=str(self._folder))
+            self._keep_record()
+
+    def _keep_record(self) -> None:
+        """A record that fails is tried again at the next look."""
+        if self._record is None:
+            return
+        try:
+            self._record_anew(self._record)
+        except AuditUnavailable as error:
+            _log.error("policies_not_recorded", reason=error.reason)
+
+    def _record_anew(self, record: Recorder) -> None:
+        files = self._engine.current.files
+        if files.epoch != self._recorded:
+            record(files.epoch, files.named)
+            self._recorded = files.epoch
 
     def _load(self) -> None:
         try:

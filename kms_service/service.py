@@ -30,6 +30,7 @@ class ServiceParts:
 
     Attributes:
         reload_policies: reads them again; keeps the last good set.
+        record_policies: records the set in force, and from then on every other.
         closers: free what adapters hold, in this order, after the last call has ended.
         port_file: see `config.ServerSection`.
     """
@@ -42,6 +43,7 @@ class ServiceParts:
     audit: AuditLog
     clock: Clock
     reload_policies: Callable[[], None]
+    record_policies: Callable[[], None]
     closers: Sequence[Callable[[], object]]
     port_file: Path | None = None
     details: dict[str, str] = field(default_factory=dict)
@@ -79,7 +81,7 @@ class Service:
 
         Raises:
             ConfigurationError: a port cannot be listened on, or TLS 1.2 would be accepted.
-            AuditUnavailable: the start cannot be recorded.
+            AuditUnavailable: the start, or the policies, cannot be recorded.
         """
         parts = self._parts
         # Both ports first: a second service on the same ports must not write to the audit log.
@@ -87,6 +89,7 @@ class Service:
         parts.metrics.start()
         self._record("service_started")
         self._announced = True
+        parts.record_policies()
         parts.readiness.probe()
         parts.rpc.start()
         if parts.watch is not None:

@@ -63,6 +63,7 @@ def render(record: AuditRecord, chain: str, last: Link) -> tuple[bytes, Link]:
             "resource": record.resource,
             "decision_id": record.decision_id,
             "policies": list(record.policies),
+            "policy_epoch": record.policy_epoch,
             "reason": record.reason,
             "details": dict(record.details),
         }

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from kms_service.adapters.audit_policies import RecordedPolicies
 from kms_service.adapters.audit_reading import Reading
 
 Record = Mapping[str, Any]
@@ -77,8 +78,13 @@ class RecordFilter:
         )
 
 
-def matching(reading: Reading, wanted: RecordFilter) -> Iterator[Record]:
+def matching(
+    reading: Reading, wanted: RecordFilter, policies: RecordedPolicies | None = None
+) -> Iterator[Record]:
     """Records of all chains in the order of their times, each checked before it is handed out.
+
+    Args:
+        policies: told every line; knows by what right once all was read.
 
     Raises:
         OSError: a file cannot be read.
@@ -87,6 +93,8 @@ def matching(reading: Reading, wanted: RecordFilter) -> Iterator[Record]:
 
     def of_chain(lines: Iterator[bytes]) -> Iterator[Record]:
         for line in lines:
+            if policies is not None:
+                policies.take(line)
             if all(needle in line for needle in needles):
                 record = json.loads(line)
                 if wanted.matches(record):

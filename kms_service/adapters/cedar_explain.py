@@ -42,7 +42,7 @@ def explain(policies: PolicySet, request: AccessRequest, *, circumstances: bool)
 def policy_text(policies: PolicySet, policy_id: str) -> PolicyText:
     """One policy of the set."""
     source = policies.source[policy_id]
-    return PolicyText(policy_id, Effect(source["effect"]), _cedar(source))
+    return PolicyText(policy_id, Effect(source["effect"]), cedar_text(source))
 
 
 def _finding(
@@ -143,14 +143,15 @@ def _expression(body: dict[str, Any]) -> str:
         "resource": everything,
         "conditions": [{"kind": "when", "body": body}],
     }
-    text = _cedar(policy)
+    text = cedar_text(policy)
     inner = text[text.index("{") + 1 : text.rindex("}")]
     while (shorter := _PATH_IN_PARENTHESES.sub(r"\1", inner)) != inner:
         inner = shorter
     return " ".join(inner.split())
 
 
-def _cedar(policy: dict[str, Any]) -> str:
+def cedar_text(policy: dict[str, Any]) -> str:
+    """A policy in Cedar's JSON form, as Cedar: without its comments."""
     policies = {"staticPolicies": {"policy": policy}, "templates": {}, "templateLinks": []}
     text = cedarpy.policies_from_json_str(json.dumps(policies))
     return cedarpy.format_policies(text).strip()

@@ -51,6 +51,12 @@ class PolicyFiles:
     groups: str = ""
 
     @property
+    def named(self) -> Mapping[str, str]:
+        """All files there are, by name."""
+        groups = {GROUPS: self.groups} if self.groups else {}
+        return {**self.policies, CANARIES: self.canaries, **groups}
+
+    @property
     def text(self) -> str:
         """All policies, in the order of their files' names."""
         return "\n".join(self.policies[name] for name in sorted(self.policies))
@@ -96,9 +102,7 @@ class PolicySet:
 
     def groups_of(self, principal_id: str) -> Iterator[str]:
         """The groups of groups.json that the principal is in."""
-        for name, members in self.groups.items():
-            if any(_is_member(principal_id, member) for member in members):
-                yield name
+        return groups_with(self.groups, principal_id)
 
     def named_principals(self) -> Iterator[Principal]:
         """Those that policies, groups or canary cases name by a whole id."""
@@ -149,7 +153,7 @@ def parse_policy_set(files: PolicyFiles) -> PolicySet:
             cases that do not hold both a case to permit and a case to refuse.
     """
     schema_text = SCHEMA_FILE.read_text()
-    named = _with_their_ids(files.text)
+    named = with_their_ids(files.text)
     result = cedarpy.validate_policies(files.text, schema_text)
     if not result.validation_passed:
         raise PolicySetRefused("; ".join(str(error) for error in result.errors))
@@ -169,12 +173,16 @@ def parse_policy_set(files: PolicyFiles) -> PolicySet:
             for policy_id, policy in source.items()
         },
         canaries=_canaries(files.canaries),
-        groups=_groups(files.groups),
+        groups=parse_groups(files.groups),
     )
 
 
-def _with_their_ids(text: str) -> dict[str, Any]:
-    """The set as JSON, each policy under its `@id`: cedarpy would name them policy0, policy1."""
+def with_their_ids(text: str) -> dict[str, Any]:
+    """The set as JSON, each policy under its `@id`: cedarpy would name them policy0, policy1.
+
+    Raises:
+        PolicySetRefused: not Cedar, or a policy without an id or with one that is taken.
+    """
     try:
         parsed: dict[str, Any] = json.loads(cedarpy.policies_to_json_str(text))
     except ValueError as error:
@@ -239,7 +247,11 @@ def _canaries(text: str) -> CanaryFile:
     return canaries
 
 
-def _groups(text: str) -> dict[str, tuple[str, ...]]:
+def parse_groups(text: str) -> dict[str, tuple[str, ...]]:
+    """
+    Raises:
+        PolicySetRefused: not what groups.json may hold.
+    """
     if not text:
         return {}
     try:
@@ -266,6 +278,13 @@ def _check_member(group: str, member: str) -> None:
         raise PolicySetRefused(
             f"{GROUPS}: {group}: a * stands at the end only, behind a whole trust domain or issuer"
         )
+
+
+def groups_with(groups: Mapping[str, tuple[str, ...]], principal_id: str) -> Iterator[str]:
+    """Those that the principal is in."""
+    for name, members in groups.items():
+        if any(_is_member(principal_id, member) for member in members):
+            yield name
 
 
 def _is_member(principal_id: str, member: str) -> bool:

@@ -8,6 +8,9 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Self
 
+POLICY_FILE_LOADED = "policy_file_loaded"
+"""Event: one file of a policy set that is in force from now on, or a part of it."""
+
 
 class Outcome(StrEnum):
     OK = "ok"
@@ -30,6 +33,7 @@ class AuditRecord:
         resource: resource name acted on.
         decision_id: of the policy decision; empty if none was taken.
         policies: ids of the policies that decided.
+        policy_epoch: of the set they are of; see `Decision`.
         reason: stable reason of a denial or failure, else empty.
         details: further names and numbers (lease, version_uid, expire_time, …), all strings.
     """
@@ -46,6 +50,7 @@ class AuditRecord:
     resource: str = ""
     decision_id: str = ""
     policies: tuple[str, ...] = ()
+    policy_epoch: str = ""
     reason: str = ""
     details: Mapping[str, str] = field(default_factory=dict)
 

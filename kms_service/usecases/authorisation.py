@@ -291,6 +291,7 @@ class Permit:
                 resource=str(self._name),
                 decision_id=decision.id if decision else "",
                 policies=decision.policies if decision else (),
+                policy_epoch=decision.epoch if decision else "",
                 reason=reason,
                 details=dict(self._details),
             )

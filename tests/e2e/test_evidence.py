@@ -43,6 +43,20 @@ def test_the_evidence_of_a_lease(
     assert {record["principal"].rsplit("/", 1)[1] for record in leased} == {"reader"}
     assert all(record["policies"] and record["latency_us"] > 0 for record in leased)
 
+    today = leased[0]["time"][:10]
+    asked = ("--model", f"{PROJECT}/evidence", "--held", "--from", today, "--to", today)
+    told = audit("query", stack.paths.audit, *asked, *proof)
+    assert told.returncode == 0
+    (row,) = (line for line in told.stdout.splitlines() if "LeaseDataKey" in line)
+    who, right = row.split()[6], row.split()[-1]
+    assert who.endswith("/reader")
+    policy, _, epoch = right.partition("@")
+    assert epoch == leased[0]["policy_epoch"][:12]
+    # The text of the set that decided, in the same answer.
+    assert f'    @id("{policy}")\n' in told.stdout
+    assert f'ModelKMS::Principal::"{who}"' in told.stdout
+    assert ", proven to record " in told.stderr
+
     verified = audit("verify", stack.paths.audit, *proof)
     assert verified.returncode == 0
     assert verified.stdout.startswith("main: whole to record ")

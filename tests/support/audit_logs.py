@@ -10,11 +10,30 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from kms_service.adapters.audit_log import FileAuditLog
+from kms_service.adapters.cedar_policy_set import PolicyFiles
 from kms_service.adapters.signed_note import VerifierKey, sealed_note
 from kms_service.domain.audit import AuditRecord, ChainHead, Checkpoint, Outcome
+from kms_service.usecases.record_policies import RecordPolicies
+from tests.support.usecase_fakes import ManualClock, MemoryAudit
 
 NOON = datetime(2026, 11, 17, 12, tzinfo=UTC)
 ORIGIN = "kms.example.org/audit"
+POLICIES = PolicyFiles(
+    policies={
+        "readers.cedar": """
+// Whoever runs a robot.
+@id("readers")
+permit (
+  principal in ModelKMS::Group::"robots",
+  action == ModelKMS::Action::"LeaseDataKey",
+  resource
+);
+"""
+    },
+    canaries="{}",
+    groups='{"groups": {"robots": ["spiffe://example.org/reader"]}}',
+)
+"""The set by which `lease_record` was permitted."""
 
 
 def lease_record(number: int, **changes: Any) -> AuditRecord:
@@ -31,6 +50,7 @@ def lease_record(number: int, **changes: Any) -> AuditRecord:
         "resource": "projects/camera/models/face",
         "decision_id": f"{number:032x}",
         "policies": ("readers",),
+        "policy_epoch": POLICIES.epoch,
         "details": {
             "version": "projects/camera/models/face/versions/3",
             "version_uid": "cd" * 16,
@@ -39,6 +59,13 @@ def lease_record(number: int, **changes: Any) -> AuditRecord:
         },
     }
     return AuditRecord(**{**fields, **changes})
+
+
+def policy_records(files: PolicyFiles = POLICIES) -> list[AuditRecord]:
+    """As a service records the set at its start."""
+    audit = MemoryAudit()
+    RecordPolicies(audit=audit, clock=ManualClock())(files.epoch, files.named)
+    return audit.records
 
 
 def write_chain(folder: Path, records: Iterable[AuditRecord], **options: Any) -> ChainHead:

@@ -16,7 +16,15 @@ from kms_service.adapters.audit_chain import Link, render, segment_name, segment
 from kms_service.adapters.audit_query import RecordFilter, matching
 from kms_service.adapters.audit_reading import Reading, verify
 from kms_service.domain.audit import ChainHead, Checkpoint, Outcome
-from tests.support.audit_logs import NOON, Signer, checkpoint, lease_record, write_chain
+from tests.support.audit_logs import (
+    NOON,
+    POLICIES,
+    Signer,
+    checkpoint,
+    lease_record,
+    policy_records,
+    write_chain,
+)
 
 RECORDS = 9
 
@@ -285,7 +293,8 @@ def test_query_tells_who_held_the_key_by_what_right_and_how_far_the_log_holds(
         *("--from", "2026-11-17", "--to", "2026-11-17"),
     )
     assert code == 0
-    rows = [line.split("  ") for line in out.splitlines()]
+    table, _, right = out.partition("\n\n")
+    rows = [line.split("  ") for line in table.splitlines()]
     assert [cell.strip() for cell in rows[0] if cell] == [
         *("TIME", "CHAIN", "RECORD", "EVENT", "OUTCOME"),
         *("PRINCIPAL", "ON", "UNTIL", "POLICIES"),
@@ -294,11 +303,51 @@ def test_query_tells_who_held_the_key_by_what_right_and_how_far_the_log_holds(
     assert [cell.strip() for cell in rows[1] if cell] == [
         *("2026-11-17 12:01:00Z", "blue", "1", "LeaseDataKey", "ok"),
         *("spiffe://example.org/reader", "projects/camera/models/face/versions/3"),
-        *("2026-11-17 13:01:00", "readers"),
+        *("2026-11-17 13:01:00", f"readers@{POLICIES.epoch[:12]}"),
     ]
+    assert right == (
+        f"readers@{POLICIES.epoch[:12]}, of the policy set {POLICIES.epoch}:\n"
+        "    its text is not in this log\n"
+    )
     assert err == (
         "log: blue: whole to record 3, end unproven\nlog: green: whole to record 3, end unproven\n"
     )
+
+
+def test_query_shows_the_policies_as_they_stood_and_the_groups(
+    audit: Audit, folder: Path, tmp_path: Path
+) -> None:
+    """The set may have been recorded by another replica, and after what is asked for."""
+    old = lease_record(2, policy_epoch="")  # of a version that did not record it
+    blue = write_chain(folder / "blue", [lease_record(1), old])
+    green = write_chain(folder / "green", policy_records())
+    signer, key, note = Signer(), tmp_path / "key", tmp_path / "note"
+    key.write_text(str(signer.verifier))
+    note.write_bytes(signer.sign(checkpoint(blue, green).text()))
+    code, out, err = audit(
+        *("query", folder, "--model", "camera/face", "--held"),
+        *("--from", "2026-11-17", "--to", "2026-11-17"),
+        *("--public-key", key, "--checkpoint", note),
+    )
+    assert code == 0
+    table, _, right = out.partition("\n\n")
+    assert [row.split()[-1] for row in table.splitlines()[1:]] == [
+        *(f"readers@{POLICIES.epoch[:12]}", "readers")
+    ]
+    assert right.splitlines() == [
+        f"readers@{POLICIES.epoch[:12]}, of the policy set {POLICIES.epoch}:",
+        '    @id("readers")',
+        "    permit (",
+        '      principal in ModelKMS::Group::"robots",',
+        '      action == ModelKMS::Action::"LeaseDataKey",',
+        "      resource",
+        "    );",
+        "    spiffe://example.org/reader was in: robots",
+    ]
+    assert err.splitlines() == [
+        f"log: {chain}, proven to record {n} by the checkpoint of 2026-11-17T13:00:00+00:00"
+        for chain, n in (("blue: whole to record 2", 2), ("green: whole to record 3", 3))
+    ]
 
 
 def test_query_as_json_and_bounded(audit: Audit, busy: Path) -> None:
