@@ -15,6 +15,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.modelkms-setup
 TORCH_VENV := $(CACHE)/torch-$(shell cat requirements/torch.txt requirements/development.txt | cksum | cut -d" " -f1)
 FUZZ_VENV := $(CACHE)/fuzz-$(shell cat requirements/fuzz.txt requirements/development.txt | cksum | cut -d" " -f1)
+MUTATION_VENV := $(CACHE)/mutation-$(shell cat requirements/mutation.txt requirements/development.txt | cksum | cut -d" " -f1)
 TYPED := kms_service client/modelkms protos/modelkms_api tests
 PUBLISHED_API := protos/published/modelkms_api.binpb
 
@@ -107,7 +108,7 @@ test-torch: setup $(TORCH_VENV)/.stamp ## loaders of PyTorch tensors (its wheels
 	PYTHONPATH=protos:client:. $(TORCH_VENV)/bin/python -m pytest -m torch $(PYTEST_ARGS)
 
 # Holds nothing of this tree, as FUZZ_VENV below.
-$(TORCH_VENV)/.stamp: requirements/torch.txt requirements/development.txt | $(UV)
+$(TORCH_VENV)/.stamp: | $(UV)
 	$(UV) venv --quiet --clear --python $(PYTHON) $(TORCH_VENV)
 	$(UV) pip sync --quiet --python $(TORCH_VENV)/bin/python --require-hashes requirements/development.txt requirements/torch.txt
 	@touch $@
@@ -116,10 +117,20 @@ $(TORCH_VENV)/.stamp: requirements/torch.txt requirements/development.txt | $(UV
 fuzz: setup $(FUZZ_VENV)/.stamp ## fuzz every decoder of outside bytes (FUZZ_SECONDS=60 each)
 	PYTHONPATH=protos:client:. $(FUZZ_VENV)/bin/python -m tests.fuzz --seconds $(or $(FUZZ_SECONDS),60)
 
-# Holds nothing of this tree, so that several clones can share it.
-$(FUZZ_VENV)/.stamp: requirements/fuzz.txt requirements/development.txt | $(UV)
+# Holds nothing of this tree, so that several clones can share it: its name tells its locks. It does
+# not depend on them besides, or a fresh clone would clear it while another one works in it.
+$(FUZZ_VENV)/.stamp: | $(UV)
 	$(UV) venv --quiet --clear --python $(PYTHON) $(FUZZ_VENV)
 	$(UV) pip sync --quiet --python $(FUZZ_VENV)/bin/python --require-hashes requirements/development.txt requirements/fuzz.txt
+	@touch $@
+
+.PHONY: mutation
+mutation: setup $(MUTATION_VENV)/.stamp ## mutants of what decides who gets a key (MUTATION_ARGS="lease policy")
+	PYTHONPATH=protos:client:. $(MUTATION_VENV)/bin/python -m tests.mutation $(MUTATION_ARGS)
+
+$(MUTATION_VENV)/.stamp: | $(UV)
+	$(UV) venv --quiet --clear --python $(PYTHON) $(MUTATION_VENV)
+	$(UV) pip sync --quiet --python $(MUTATION_VENV)/bin/python --require-hashes requirements/development.txt requirements/mutation.txt
 	@touch $@
 
 .PHONY: bench-torch
@@ -186,7 +197,7 @@ LOCK := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-h
 .PHONY: requirements
 requirements: | $(UV) ## lock requirements/*.in into *.txt anew (REQUIREMENTS_ARGS=--upgrade moves versions)
 	$(PYTHON) -m tests.support.server_requirements > requirements/server.in
-	for name in uv go development fuzz torch; do \
+	for name in uv go development fuzz mutation torch; do \
 		$(LOCK) $(REQUIREMENTS_ARGS) requirements/$$name.in -o requirements/$$name.txt || exit 1; \
 	done
 	$(LOCK) -c requirements/development.txt requirements/server.in -o requirements/server.txt

@@ -29,7 +29,7 @@ OUR_PACKAGES = {
     "modelkms": "modelkms",
     "modelkms_api": "modelkms-api",
 }
-LOCKS = ("uv", "go", "development", "fuzz", "torch", "server")
+LOCKS = ("uv", "go", "development", "fuzz", "mutation", "torch", "server")
 
 # Written in two halves, so that this file does not hold what it looks for.
 PATHS_OF_A_MACHINE = [

@@ -9,7 +9,7 @@ import pytest
 from cryptography.exceptions import InvalidTag
 
 from kms_service.domain.audit import Outcome
-from kms_service.domain.decisions import Action, Circumstances
+from kms_service.domain.decisions import Action, Circumstances, Resource
 from kms_service.domain.errors import (
     AuditUnavailable,
     ConcurrentUpdate,
@@ -378,6 +378,63 @@ def test_f20_renewal_extends_within_policy(published: World) -> None:
     record = published.audit.take()[-1]
     assert (record.event, record.outcome) == ("RenewLease", Outcome.OK)
     assert record.details["renewals"] == "1"
+
+
+def test_a_renewal_is_recorded_with_lease_version_and_end(published: World) -> None:
+    leased = published.lease(READER, STABLE)
+    published.audit.take()
+    renewed = published.renew(READER, leased.lease).lease
+    (record,) = published.audit.take()
+    assert record.resource == str(renewed.name)
+    assert record.details == {
+        "version": str(renewed.version),
+        "version_uid": renewed.version_uid,
+        "renewals": "1",
+        "expire_time": renewed.expire_time.isoformat(),
+    }
+
+
+def test_f20_a_renewal_lasts_as_asked_but_is_no_shortening(published: World) -> None:
+    leased = published.lease(READER, STABLE)
+    published.clock.advance(HOUR * 0.75)
+    shorter = published.renew(READER, leased.lease, ttl=HOUR * 0.1)
+    assert shorter.lease.expire_time == leased.lease.lease.expire_time
+    longer = published.renew(READER, leased.lease, ttl=HOUR * 0.5)
+    assert longer.lease.expire_time == published.clock.now() + HOUR * 0.5
+    with pytest.raises(InvalidField):
+        published.renew(READER, leased.lease, ttl=timedelta(0))
+
+
+def test_f19_policy_is_asked_about_the_model_of_the_lease(published: World) -> None:
+    leased = published.lease(READER, STABLE)
+    published.policy.asked.clear()
+    published.renew(READER, leased.lease)
+    with pytest.raises(LeaseNotFoundOrDenied):
+        published.renew_lease(READER, LeaseName("demo", "0" * 32), None)
+    asked = [(request.action, request.resource) for request in published.policy.asked]
+    assert asked == [
+        (Action.LEASE_DATA_KEY, Resource("demo", "face")),
+        (Action.LEASE_DATA_KEY, Resource("demo", "none")),
+    ]
+
+
+@pytest.mark.parametrize("gone", [{"version": VersionName("demo", "face", 9)}, {"uid": "0" * 32}])
+def test_f19_a_lease_of_what_is_no_more_is_revoked(
+    published: World, gone: dict[str, object]
+) -> None:
+    held = published.lease(READER, STABLE).lease.lease
+    stale = replace(
+        held,
+        name=LeaseName("demo", "1" * 32),
+        version=gone.get("version", held.version),  # type: ignore[arg-type]
+        version_uid=str(gone.get("uid", held.version_uid)),
+    )
+    with published.database.write() as tx:
+        tx.leases.insert(stale)
+    with pytest.raises(LeaseRevoked):
+        published.renew_lease(READER, stale.name, None)
+    details = published.audit.take()[-1].details
+    assert (details["lease_revoked"], details["cause"]) == ("yes", "version gone")
 
 
 def test_f20_expired_leases_do_not_revive(published: World) -> None:
