@@ -78,6 +78,10 @@ class TimedDatabase:
         with self._step:
             return self._database.transact(work)
 
+    def look(self, work: Callable[[Transaction], Answer]) -> Answer:
+        with self._step:
+            return self._database.look(work)
+
     def served_time(self) -> timedelta:
         with self._step:
             return self._database.served_time()

@@ -253,7 +253,7 @@ class AliasTable(Protocol):
     def list(self, parent: ModelName, page_size: int, page_token: str) -> Page[Alias]:
         """By alias id."""
 
-    def of_versions(self, parent: ModelName) -> dict[int, tuple[str, ...]]:
+    def of_versions(self, parent: ModelName) -> Mapping[int, tuple[str, ...]]:
         """Sorted alias ids by version number."""
 
 
@@ -468,6 +468,13 @@ class Database(Protocol):
         against others. So what it does besides must bear repetition.
 
         Raises: as `write`, and what `work` raises.
+        """
+
+    def look(self, work: Callable[[Transaction], T]) -> T:
+        """`work`, which writes nothing, in a consistent snapshot begun after this call. Those who
+        look at the same time may share it, so `work` is short; it may run in another thread.
+
+        Raises: as `read`, and what `work` raises.
         """
 
     def served_time(self) -> timedelta:

@@ -9,7 +9,8 @@ A call has the form
 
 Whoever is refused, and whatever fails inside, is recorded on the way out. Missing and forbidden
 look alike to the caller (same error, same message, a decision id each) and take the same steps:
-one look for the model's labels, one decision, one record. All else is looked up after a permit.
+one look for a block and one for the model's labels, one decision, one record. All else is looked
+up after a permit.
 """
 
 from __future__ import annotations
@@ -110,13 +111,18 @@ class Gate:
             refusal,
             suite,
         )
+        about = on or name
+
+        def ask(tx: Transaction) -> None:
+            # Looked up before policy answers: the blocked take no step that others do not.
+            blocked = is_blocked(tx, caller, self._clock)
+            known = labels_of(tx, about) if labels is None else labels
+            permit.demand(action, about, labels=known, attributes=attributes, own=own)
+            permit.refuse_if(blocked)
+            permit.found = look_up(tx, about)
+
         try:
-            about = on or name
-            with self._database.read() as tx:
-                known = labels_of(tx, about) if labels is None else labels
-                permit.demand(action, about, labels=known, attributes=attributes, own=own)
-                permit.require_unblocked(tx)
-                permit.found = look_up(tx, about)
+            self._database.look(ask)
             yield permit
         except ServiceError as error:
             permit.record_end(error, error.reason)
@@ -225,7 +231,14 @@ class Permit:
         Raises:
             as the gate refuses: a blocked principal sees what a stranger sees.
         """
-        if is_blocked(tx, self._caller, self._clock):
+        self.refuse_if(is_blocked(tx, self._caller, self._clock))
+
+    def refuse_if(self, blocked: bool) -> None:
+        """
+        Raises:
+            as `require_unblocked`.
+        """
+        if blocked:
             self._cause = "blocked"
             raise self._refusal(self.decision.id)
 

@@ -240,6 +240,9 @@ class WatchedDatabase:
         with self.write() as transaction:
             return work(transaction)
 
+    def look(self, work: Callable[[Transaction], T]) -> T:
+        return self.inner.look(work)
+
     def served_time(self) -> timedelta:
         return self.served()
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 from sqlalchemy import Connection, Row, bindparam, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from kms_service.adapters.database import schema
 from kms_service.adapters.database.pages import decode_token, encode_token, page_of
+from kms_service.adapters.database.seen import look_once
 from kms_service.adapters.database.times import from_us, to_us
 from kms_service.domain.catalogue import Alias, Model, Project
 from kms_service.domain.errors import ResourceExists
@@ -43,6 +45,9 @@ class SqlProjectTable:
         self._connection = connection
 
     def get(self, name: ProjectName) -> Project | None:
+        return look_once(self._connection, name, lambda: self._look(name))
+
+    def _look(self, name: ProjectName) -> Project | None:
         row = self._connection.execute(_PROJECT, {"project": name.project}).one_or_none()
         return _project(row) if row is not None else None
 
@@ -74,6 +79,9 @@ class SqlModelTable:
         self._connection = connection
 
     def get(self, name: ModelName) -> Model | None:
+        return look_once(self._connection, name, lambda: self._look(name))
+
+    def _look(self, name: ModelName) -> Model | None:
         wanted = {"project": name.project, "model": name.model}
         row = self._connection.execute(_MODEL, wanted).one_or_none()
         return _model(row) if row is not None else None
@@ -113,6 +121,9 @@ class SqlAliasTable:
         self._connection = connection
 
     def get(self, name: AliasName) -> Alias | None:
+        return look_once(self._connection, name, lambda: self._look(name))
+
+    def _look(self, name: AliasName) -> Alias | None:
         wanted = {"project": name.project, "model": name.model, "alias": name.alias}
         row = self._connection.execute(_ALIAS, wanted).one_or_none()
         return _alias(row) if row is not None else None
@@ -149,7 +160,11 @@ class SqlAliasTable:
         items = [_alias(row) for row in self._connection.execute(query)]
         return page_of(items, page_size, lambda alias: encode_token(alias.name.alias))
 
-    def of_versions(self, parent: ModelName) -> dict[int, tuple[str, ...]]:
+    def of_versions(self, parent: ModelName) -> Mapping[int, tuple[str, ...]]:
+        key = ("aliases", parent)
+        return look_once(self._connection, key, lambda: self._look_of_versions(parent))
+
+    def _look_of_versions(self, parent: ModelName) -> Mapping[int, tuple[str, ...]]:
         wanted = {"project": parent.project, "model": parent.model}
         rows = self._connection.execute(_ALIASES_OF_MODEL, wanted)
         found: dict[int, tuple[str, ...]] = {}

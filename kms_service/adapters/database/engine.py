@@ -61,6 +61,13 @@ class Transactions(Protocol):
         Raises: as `write`, and what `work` raises.
         """
 
+    def look(self, work: Callable[[Connection], T]) -> T:
+        """`work`, which writes nothing, in a consistent snapshot that was begun after this call;
+        it may be shared with others who came meanwhile. `work` may run in another thread.
+
+        Raises: as `read`, and what `work` raises.
+        """
+
     def locking(self) -> AbstractContextManager[Connection]:
         """A transaction that locks what it goes by, or compares before it swaps: it sees what is
         committed statement by statement, and neither loses nor makes others lose.

@@ -3,7 +3,7 @@
 A writer that finds nobody at work leads: it takes all that have gathered into one transaction, each
 behind a savepoint of its own, one after the other, and commits once. So each still sees what those
 before it did and nothing of those that failed, as if they had taken turns; and none returns before
-the commit is durable.
+the commit is durable. Readers share a snapshot in the same way.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import Any, Generic, TypeVar
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import DatabaseError, IntegrityError
+
+from kms_service.adapters.database.seen import seen_of
 
 T = TypeVar("T")
 
@@ -47,16 +49,24 @@ class _Entry(Generic[T]):
 
 
 class GroupCommit:
-    """Runs works on a database with one writer at a time.
+    """Runs works on a database, one transaction at a time.
 
     Args:
         write: a transaction, committed durably at the end of the block.
         meaning_of: what a database error means.
+        reads: works write nothing, so that they need no savepoints.
     """
 
-    def __init__(self, write: Write, meaning_of: Callable[[DatabaseError], Exception]) -> None:
+    def __init__(
+        self,
+        write: Write,
+        meaning_of: Callable[[DatabaseError], Exception],
+        *,
+        reads: bool = False,
+    ) -> None:
         self._write = write
         self._meaning_of = meaning_of
+        self._one = self._look if reads else self._apart
         self._lock = threading.Lock()
         self._queue: list[_Entry[Any]] = []
         self._led = False
@@ -104,7 +114,15 @@ class GroupCommit:
                 group[0].run(connection)
                 return
             for entry in group:
-                self._apart(entry, connection)
+                self._one(entry, connection)
+
+    def _look(self, entry: _Entry[Any], connection: Connection) -> None:
+        try:
+            entry.run(connection)
+        except DatabaseError:
+            raise
+        except BaseException as error:
+            entry.error = error
 
     def _apart(self, entry: _Entry[Any], connection: Connection) -> None:
         """
@@ -130,4 +148,6 @@ class GroupCommit:
 
 def _undo(connection: Connection) -> None:
     connection.exec_driver_sql(f"ROLLBACK TO {_NAME}")
+    if (seen := seen_of(connection)) is not None:
+        seen.forget()
     connection.exec_driver_sql(_RELEASE)

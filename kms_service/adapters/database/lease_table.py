@@ -11,6 +11,7 @@ from sqlalchemy import Connection, Row, and_, func, insert, or_, select, update
 
 from kms_service.adapters.database import schema
 from kms_service.adapters.database.pages import decode_token, encode_token, page_of
+from kms_service.adapters.database.seen import seen_of
 from kms_service.adapters.database.standing_tables import last_revocation, next_revocation
 from kms_service.adapters.database.times import from_us, to_us
 from kms_service.domain.errors import ConcurrentUpdate
@@ -53,6 +54,8 @@ class SqlLeaseTable:
                 "attributes": json.dumps(dict(lease.attributes), sort_keys=True),
             },
         )
+        if (seen := seen_of(self._connection)) is not None:
+            seen.leases_written(1)
 
     def renew(self, lease: Lease) -> None:
         changed = self._connection.execute(

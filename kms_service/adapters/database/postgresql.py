@@ -116,6 +116,10 @@ class PostgresqlTransactions:
             # Full jitter: two that lost against each other must not meet again.
             time.sleep(random.random() * _FIRST_BACKOFF_S * 2**attempt)  # noqa: S311
 
+    def look(self, work: Callable[[Connection], T]) -> T:
+        with self.read() as connection:
+            return work(connection)
+
     def rewrite(self) -> None:
         """As the protocol says: the table of versions (`VACUUM FULL`: PostgreSQL's plain VACUUM
         leaves the bytes in the page). The write-ahead log keeps them until it is recycled."""

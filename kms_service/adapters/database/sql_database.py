@@ -113,6 +113,9 @@ class SqlDatabase:
     def transact(self, work: Callable[[SqlTransaction], T]) -> T:
         return self._transactions.transact(lambda connection: work(SqlTransaction(connection)))
 
+    def look(self, work: Callable[[SqlTransaction], T]) -> T:
+        return self._transactions.look(lambda connection: work(SqlTransaction(connection)))
+
     def probe(self) -> None:
         """A newer schema is no reason to stop serving: migrations only add within a release
         (docs/guides/postgresql.md), so that the old replica serves until the new one does."""

@@ -18,6 +18,7 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError
 
 from kms_service.adapters.database.engine import EngineOptions, translated
 from kms_service.adapters.database.group_commit import GroupCommit
+from kms_service.adapters.database.seen import remembering
 from kms_service.domain.errors import (
     ConfigurationError,
     ServiceError,
@@ -48,11 +49,14 @@ class SqliteTransactions:
         self.engine = _engine(url, options.connections)
         self._writer = threading.Lock()
         self._group = GroupCommit(self.write, meaning_of)
+        self._looks = GroupCommit(self.read, meaning_of, reads=True)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        with translated(meaning_of), self.engine.connect() as connection, connection.begin():
-            yield connection
+        with translated(meaning_of), self.engine.connect() as plain:
+            connection = plain.execution_options(**remembering(plain))
+            with connection.begin():
+                yield connection
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
@@ -60,7 +64,7 @@ class SqliteTransactions:
             raise StateUnavailable
         try:
             with translated(meaning_of), self.engine.connect() as plain:
-                connection = plain.execution_options(writes=True)
+                connection = plain.execution_options(writes=True, **remembering(plain))
                 with connection.begin():
                     yield connection
         finally:
@@ -70,6 +74,10 @@ class SqliteTransactions:
         """Once: writers take turns here, so that none loses against another; those who wait at
         the same time share one commit."""
         return self._group.run(work)
+
+    def look(self, work: Callable[[Connection], T]) -> T:
+        """Those who wait at the same time share one snapshot, begun after they all came."""
+        return self._looks.run(work)
 
     def rewrite(self) -> None:
         """As the protocol says: the file, and the write-ahead log emptied. Readers go on.

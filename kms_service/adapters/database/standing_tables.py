@@ -8,6 +8,7 @@ from sqlalchemy import Connection, Row, bindparam, delete, insert, or_, select, 
 
 from kms_service.adapters.database import schema
 from kms_service.adapters.database.pages import decode_token, encode_token, page_of
+from kms_service.adapters.database.seen import look_once
 from kms_service.adapters.database.times import from_us, to_us
 from kms_service.domain.names import ProjectName
 from kms_service.domain.ports import Page
@@ -25,6 +26,9 @@ class SqlBlockTable:
         self._connection = connection
 
     def get(self, principal: str) -> Block | None:
+        return look_once(self._connection, ("block", principal), lambda: self._look(principal))
+
+    def _look(self, principal: str) -> Block | None:
         row = self._connection.execute(_BLOCK, {"principal": principal}).one_or_none()
         return _block(row) if row is not None else None
 
@@ -66,6 +70,9 @@ class SqlFreezeTable:
         self._connection = connection
 
     def get(self, name: ProjectName) -> Freeze | None:
+        return look_once(self._connection, ("freeze", name), lambda: self._look(name))
+
+    def _look(self, name: ProjectName) -> Freeze | None:
         row = self._connection.execute(_FREEZE, {"project": name.project}).one_or_none()
         return _freeze(row) if row is not None else None
 

@@ -11,6 +11,7 @@ from sqlalchemy.exc import IntegrityError
 
 from kms_service.adapters.database import schema
 from kms_service.adapters.database.pages import decode_token, encode_token, page_of
+from kms_service.adapters.database.seen import look_once
 from kms_service.adapters.database.times import duration_us, from_us, to_us
 from kms_service.domain.catalogue import (
     NO_DATA_KEY,
@@ -50,6 +51,9 @@ class SqlVersionTable:
         self._connection = connection
 
     def get(self, name: VersionName) -> Version | None:
+        return look_once(self._connection, name, lambda: self._look(name))
+
+    def _look(self, name: VersionName) -> Version | None:
         wanted = {"project": name.project, "model": name.model, "number": name.number}
         row = self._connection.execute(_GET, wanted).one_or_none()
         return _version(row) if row is not None else None
