@@ -9,10 +9,13 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import grpc
 import pytest
 from modelkms_api.v1 import (
+    access_service_pb2,
+    access_service_pb2_grpc,
     key_service_pb2,
     key_service_pb2_grpc,
     key_transport_pb2,
@@ -134,6 +137,7 @@ class Client:
     def __init__(self, channel: grpc.Channel) -> None:
         self._keys = key_service_pb2_grpc.KeyServiceStub(channel)
         self._key = opener.PrivateKey.from_seed(1, os.urandom(32))
+        self.lease = ""
 
     def data_key(self, version: Version, principal: str) -> bytes:
         nonce = os.urandom(32)
@@ -148,6 +152,7 @@ class Client:
             ),
             timeout=TIMEOUT_S,
         )
+        self.lease = answer.lease.name
         session = answer.data_key.session
         info = opener.info(1, principal, self._key.public_bytes, session.session_id)
         secret = self._key.open_secret(session.encrypted_secret, info)
@@ -163,6 +168,10 @@ class Client:
             duration.seconds * 1000 + duration.nanos // 1_000_000,
         )
         return opener.open_data_key(secret, answer.data_key.nonce, answer.data_key.ciphertext, aad)
+
+    def renew(self) -> None:
+        """The lease that was given last."""
+        self._keys.RenewLease(key_service_pb2.RenewLeaseRequest(name=self.lease), timeout=TIMEOUT_S)
 
 
 @pytest.mark.faults
@@ -225,21 +234,80 @@ def test_f59_a_replica_killed_in_a_rewrap_loses_nothing_and_every_key_opens_thro
         database.close()
 
 
+def disable(admin: grpc.Channel, version: Version) -> None:
+    model_service_pb2_grpc.ModelServiceStub(admin).DisableVersion(
+        model_service_pb2.DisableVersionRequest(name=str(version.name)), timeout=TIMEOUT_S
+    )
+
+
+def block(admin: grpc.Channel, version: Version) -> None:
+    del version
+    access_service_pb2_grpc.AccessServiceStub(admin).BlockPrincipal(
+        access_service_pb2.BlockPrincipalRequest(
+            principal=f"spiffe://{TRUST_DOMAIN}/reader/a", reason="stolen"
+        ),
+        timeout=TIMEOUT_S,
+    )
+
+
+def freeze(admin: grpc.Channel, version: Version) -> None:
+    access_service_pb2_grpc.AccessServiceStub(admin).FreezeProject(
+        access_service_pb2.FreezeProjectRequest(
+            name=f"projects/{version.name.project}", reason="incident"
+        ),
+        timeout=TIMEOUT_S,
+    )
+
+
+def unblock(admin: grpc.Channel) -> None:
+    access_service_pb2_grpc.AccessServiceStub(admin).UnblockPrincipal(
+        access_service_pb2.UnblockPrincipalRequest(principal=f"spiffe://{TRUST_DOMAIN}/reader/a"),
+        timeout=TIMEOUT_S,
+    )
+
+
 @pytest.mark.faults
-def test_f67_what_one_replica_ends_holds_on_the_other_at_once(
-    replicas: list[ServiceProcess], vault: VaultRig, face: ModelName, url: str
+@pytest.mark.parametrize(
+    ("act", "lease_refused", "renewal_refused"),
+    [
+        (disable, "VERSION_DISABLED", "LEASE_REVOKED"),
+        # Who is blocked sees what a stranger sees.
+        (block, "MODEL_NOT_FOUND_OR_DENIED", "LEASE_NOT_FOUND_OR_DENIED"),
+        (freeze, "PROJECT_FROZEN", "LEASE_REVOKED"),
+    ],
+)
+def test_f19_f67_what_one_replica_ends_holds_on_the_other_at_once(
+    replicas: list[ServiceProcess],
+    vault: VaultRig,
+    face: ModelName,
+    url: str,
+    act: Callable[[grpc.Channel, Version], None],
+    lease_refused: str,
+    renewal_refused: str,
 ) -> None:
     ((version, key),) = fill(url, vault, master_key_of(face), face, 1)
     one, two = replicas
-    with one.channel("admin/a") as admin, two.channel("reader/a") as reader:
-        client = Client(reader)
-        assert client.data_key(version, f"spiffe://{TRUST_DOMAIN}/reader/a") == key
-        model_service_pb2_grpc.ModelServiceStub(admin).DisableVersion(
-            model_service_pb2.DisableVersionRequest(name=str(version.name)), timeout=TIMEOUT_S
-        )
-        with pytest.raises(grpc.RpcError) as caught:
-            client.data_key(version, "")
-        assert refusal(caught.value).reason == "VERSION_DISABLED"
+    with one.channel("admin/a") as admin:
+        try:
+            with two.channel("reader/a") as reader:
+                client = Client(reader)
+                assert client.data_key(version, f"spiffe://{TRUST_DOMAIN}/reader/a") == key
+                act(admin, version)
+                assert reason_of(lambda: client.data_key(version, "")) == lease_refused
+                assert reason_of(client.renew) == renewal_refused
+            # Nor does another certificate of the same identity help, on either.
+            for replica in replicas:
+                with replica.channel("reader/a") as again:
+                    ask = partial(Client(again).data_key, version, "")
+                    assert reason_of(ask) == lease_refused
+        finally:
+            unblock(admin)
+
+
+def reason_of(ask: Callable[[], object]) -> str:
+    with pytest.raises(grpc.RpcError) as caught:
+        ask()
+    return refusal(caught.value).reason
 
 
 @pytest.mark.faults
