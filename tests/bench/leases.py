@@ -8,6 +8,7 @@ import secrets
 import statistics
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import grpc
@@ -15,6 +16,7 @@ import modelkms
 from google.protobuf.message import Message
 from modelkms.key_transport import KeyTransport
 from modelkms_api.v1 import key_service_pb2, key_service_pb2_grpc
+from prometheus_client.parser import text_string_to_metric_families
 
 from kms_service.development.process import ChildProcess
 from kms_service.development.stack import PROJECT, DevelopmentStack
@@ -53,13 +55,19 @@ def run(folder: Path, rounds: int, seconds: float) -> str:
                 pin(process.pid, SERVER_CORE)
             (folder / "request").write_bytes(request.SerializeToString())
             ports = {"bare echo": int(echo_port.read_text()), "leases": stack.grpc_port}
+            pids = {"bare echo": echo.pid, "leases": stack.service.pid}
             results: dict[str, list[dict[str, float]]] = {name: [] for name in ports}
+            before = _steps(stack)
             for _ in range(max(1, rounds - 2)):
                 for name, port in ports.items():
-                    results[name].append(load(ghz, stack, port, folder / "request", seconds))
+                    began_s = _cpu_s(pids[name])
+                    run = load(ghz, stack, port, folder / "request", seconds)
+                    used_s = _cpu_s(pids[name]) - began_s
+                    results[name].append(run | {"cpu_us": used_s / (run["rate"] * seconds) * 1e6})
+            steps = _steps(stack)
         finally:
             echo.stop(2)
-    return _report(results, seconds)
+    return _report(results, seconds) + _report_steps(before, steps)
 
 
 def publish_small_model(stack: DevelopmentStack, folder: Path) -> None:
@@ -126,6 +134,43 @@ def pin(pid: int, core: int) -> None:
         os.sched_setaffinity(int(thread.name), {core})
 
 
+def _cpu_s(pid: int) -> float:
+    """User and system time of all its threads."""
+    times = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    return (int(times[11]) + int(times[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _steps(stack: DevelopmentStack) -> dict[str, tuple[float, float]]:
+    """Seconds and count of each step so far, by the service's own metrics."""
+    url = f"http://127.0.0.1:{stack.metrics_port}/metrics"
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        families = text_string_to_metric_families(answer.read().decode())
+        found = {
+            (sample.labels["step"], sample.name.rpartition("_")[2]): sample.value
+            for family in families
+            if family.name == "modelkms_step_seconds"
+            for sample in family.samples
+            if "le" not in sample.labels
+        }
+    steps = {step for step, _ in found}
+    return {step: (found[step, "sum"], found[step, "count"]) for step in sorted(steps)}
+
+
+def _report_steps(
+    before: dict[str, tuple[float, float]], after: dict[str, tuple[float, float]]
+) -> str:
+    rows = []
+    for step, (sum_s, count) in after.items():
+        spent_s, times = sum_s - before[step][0], count - before[step][1]
+        if times:
+            rows.append((step, f"{times:,.0f}", f"{spent_s / times * 1e3:.2f}"))
+    return (
+        "\n\nWhere a lease waits, by the service's `modelkms_step_seconds`; what threads wait for\n"
+        "each other, for the interpreter's lock and for the disk is in it.\n\n"
+        + table(("step", "times", "ms each"), rows)
+    )
+
+
 def _report(results: dict[str, list[dict[str, float]]], seconds: float) -> str:
     medians = {
         name: {key: statistics.median(run[key] for run in runs) for key in runs[0]}
@@ -139,6 +184,7 @@ def _report(results: dict[str, list[dict[str, float]]], seconds: float) -> str:
             f"{value['p50']:.1f}",
             f"{value['p99']:.1f}",
             f"{value['rate'] / base:.2f}",
+            f"{value['cpu_us']:,.0f}",
         )
         for name, value in medians.items()
     ]
@@ -149,5 +195,7 @@ def _report(results: dict[str, list[dict[str, float]]], seconds: float) -> str:
         "of each.\n"
         "A lease here: identity, policy, lease row, durable audit record, hybrid key transport;\n"
         "decisions, data key and transport session are cached, as they are after the first.\n\n"
-        + table(("candidate", "requests/s", "p50 ms", "p99 ms", "ratio to echo"), rows)
+        + table(
+            ("candidate", "requests/s", "p50 ms", "p99 ms", "ratio to echo", "CPU µs each"), rows
+        )
     )
