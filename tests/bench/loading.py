@@ -31,7 +31,9 @@ _PLAIN = {
     "safetensors → numpy, from memory": "load(bytes)",
     "ONNX, external data": "session from bytes, data from memory",
     "ONNX, external data, by path": "session from a path",
-    "safetensors → torch": "load_file",
+    "safetensors → torch": "load_file, which maps the page cache",
+    "safetensors → torch, memory of its own": "load_file, each tensor cloned",
+    "safetensors → torch, from memory": "load(bytes)",
     ".pt → torch": "torch.load from a path",
     ".pt → torch, from memory": "torch.load from bytes",
 }
@@ -64,7 +66,9 @@ def run(folder: Path, size_bytes: int, rounds: int) -> str:
     return (
         f"## A ready model of {size_bytes / 2**20:,.0f} MiB\n\n"
         f"{rounds} rounds, interleaved; ciphertext in the cache, plain files in the page cache;\n"
-        "lease, decryption and loading included; every weight is touched on both sides.\n\n"
+        "lease, decryption and loading included; every weight is touched on both sides. What\n"
+        "maps a file copies no byte of it until it is written to; a decrypted model has memory\n"
+        "of its own, which is compared with a plain one in memory of its own.\n\n"
         + table(("model", "encrypted", "plain", "ratio of time", "spread"), rows)
     )
 
@@ -132,7 +136,7 @@ def _torch(
     home: Path, publisher: modelkms.Client, reader: modelkms.Client, size_bytes: int
 ) -> dict[str, Pair]:
     import torch
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load, load_file, save_file
 
     state = {name: torch.from_numpy(array) for name, array in _arrays(size_bytes).items()}
     save_file(state, home / "torch.safetensors")
@@ -152,11 +156,18 @@ def _torch(
         content = io.BytesIO((home / "state.pt").read_bytes())
         touch(torch.load(content, weights_only=True))
 
+    path = home / "torch.safetensors"
+
+    def tensors() -> None:
+        touch(reader.load(refs["torch.safetensors"], framework="torch"))
+
+    def cloned() -> None:
+        touch({name: tensor.clone() for name, tensor in load_file(path).items()})
+
     return {
-        "safetensors → torch": (
-            lambda: touch(reader.load(refs["torch.safetensors"], framework="torch")),
-            lambda: touch(load_file(home / "torch.safetensors")),
-        ),
+        "safetensors → torch": (tensors, lambda: touch(load_file(path))),
+        "safetensors → torch, memory of its own": (tensors, cloned),
+        "safetensors → torch, from memory": (tensors, lambda: touch(load(path.read_bytes()))),
         ".pt → torch": (
             checkpoint,
             lambda: touch(torch.load(home / "state.pt", weights_only=True)),
