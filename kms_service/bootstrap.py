@@ -80,6 +80,7 @@ from kms_service.usecases.revoke_leases import RevokeLeases
 from kms_service.usecases.rewrap_data_keys import RewrapDataKeys
 from kms_service.usecases.set_alias import SetAlias
 from kms_service.usecases.standing import Standing
+from kms_service.usecases.trim_master_key import TrimMasterKey
 from kms_service.usecases.upload_artifact import UploadArtifact
 from kms_service.usecases.version_state import ChangeVersionState
 
@@ -302,6 +303,7 @@ def _servicers(
                 clock=clock,
             ),
             get_master_key=GetMasterKey(gate=gate, database=database, master_keys=keys),
+            trim=TrimMasterKey(gate=gate, database=database, master_keys=keys, clock=clock),
             backups=BackupRegistry(gate=gate, database=database, clock=clock),
         ),
         _ACCESS: AccessServicer(

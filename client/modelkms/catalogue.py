@@ -19,6 +19,7 @@ from modelkms.types import (
     MasterKeyInfo,
     ModelInfo,
     ProjectInfo,
+    TrimInfo,
     VersionInfo,
 )
 
@@ -201,6 +202,20 @@ def check_retirement(session: Session, parent: str, oldest_version: int) -> Mast
         name=f"{parent}/masterKey", oldest_version=oldest_version
     )
     return convert.master_key(session.call(session.master_keys.CheckRetirement, request))
+
+
+def request_trim(session: Session, parent: str, oldest_version: int) -> TrimInfo:
+    request = master_key_service_pb2.RequestTrimRequest(
+        name=f"{parent}/masterKey", oldest_version=oldest_version
+    )
+    return convert.trim(session.call(session.master_keys.RequestTrim, request))
+
+
+def confirm_trim(session: Session, parent: str, oldest_version: int) -> TrimInfo:
+    request = master_key_service_pb2.ConfirmTrimRequest(
+        name=f"{parent}/masterKey", oldest_version=oldest_version
+    )
+    return convert.trim(session.call(session.master_keys.ConfirmTrim, request))
 
 
 def get_master_key(session: Session, parent: str) -> MasterKeyInfo:

@@ -39,6 +39,7 @@ from modelkms.types import (
     Pushed,
     Rekeyed,
     RewrapInfo,
+    TrimInfo,
     VersionInfo,
 )
 
@@ -451,6 +452,23 @@ class Client:
         return catalogue.check_retirement(
             self._session, self._project_name(project), oldest_version
         )
+
+    def request_trim(self, oldest_version: int, project: str | None = None) -> TrimInfo:
+        """Ask that the versions of a project's master key below this be destroyed in Vault.
+
+        Raises:
+            MasterKeyNotRetired, KeysUnderOldVersion, BackupsNeedOldVersion: they may be needed.
+        """
+        return catalogue.request_trim(self._session, self._project_name(project), oldest_version)
+
+    def confirm_trim(self, oldest_version: int, project: str | None = None) -> TrimInfo:
+        """Confirm what another officer asked for. It destroys nothing yet:
+        `retirement.trim_master_key` does both.
+
+        Raises:
+            TrimNotRequested, SecondOfficerRequired, and as `request_trim`.
+        """
+        return catalogue.confirm_trim(self._session, self._project_name(project), oldest_version)
 
     def get_master_key(self, project: str | None = None) -> MasterKeyInfo:
         """State of a project's master key, and how many data keys are wrapped under it."""

@@ -22,6 +22,7 @@ from modelkms.types import (
     ProjectInfo,
     RewrapFailureInfo,
     RewrapInfo,
+    TrimInfo,
     VersionInfo,
 )
 
@@ -103,6 +104,18 @@ def block(message: access_service_pb2.Block) -> BlockInfo:
 def freeze(message: access_service_pb2.Freeze) -> FreezeInfo:
     return FreezeInfo(
         message.project, message.reason, message.frozen_by, optional_time(message, "create_time")
+    )
+
+
+def trim(message: master_key_service_pb2.Trim) -> TrimInfo:
+    return TrimInfo(
+        name=message.name,
+        vault_key=message.vault_key,
+        oldest_version=message.oldest_version,
+        requested_by=message.requested_by,
+        confirmed_by=message.confirmed_by,
+        create_time=optional_time(message, "create_time"),
+        expire_time=optional_time(message, "expire_time"),
     )
 
 

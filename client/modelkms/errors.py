@@ -529,6 +529,23 @@ class KeysUnderOldVersion(WrongStateError):
     default_hint = "modelkms admin master-key rewrap PROJECT"
 
 
+class BackupsNeedOldVersion(WrongStateError):
+    default_reason = "BACKUPS_NEED_OLD_VERSION"
+    default_hint = (
+        "let them run out: `modelkms admin backup list`, `modelkms admin backup destroyed`"
+    )
+
+
+class MasterKeyNotRetired(WrongStateError):
+    default_reason = "MASTER_KEY_NOT_RETIRED"
+    default_hint = "modelkms admin master-key retire PROJECT"
+
+
+class TrimNotRequested(WrongStateError):
+    default_reason = "TRIM_NOT_REQUESTED"
+    default_hint = "another officer asks for it first: `modelkms admin master-key trim PROJECT`"
+
+
 class WrappingVersionUnusable(WrongStateError):
     default_reason = "WRAPPING_VERSION_UNUSABLE"
     default_hint = "Vault's min_decryption_version was raised too far; tell the security team"

@@ -113,6 +113,8 @@ class VaultKey(Info):
         vault_key: its name in Vault.
         latest_version: newest version, from 1.
         min_decryption_version: oldest version that Vault decrypts under.
+        min_encryption_version: oldest that it encrypts under; 0: it was never set.
+        min_available_version: oldest that is there; 0: none was ever trimmed.
         auto_rotate_period: None if Vault does not rotate it by itself.
         created: whether it was made just now.
     """
@@ -122,6 +124,8 @@ class VaultKey(Info):
     min_decryption_version: int
     auto_rotate_period: timedelta | None
     created: bool = False
+    min_encryption_version: int = 0
+    min_available_version: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,6 +269,42 @@ class Officer:
             raise VaultBadReply(
                 f"Vault was told to decrypt {name} from version {oldest} on, and says "
                 f"{after.min_decryption_version}"
+            )
+        return after
+
+    def trim_master_key(self, project: str, oldest: int) -> VaultKey:
+        """Destroy the versions below `oldest`, for good; told as Vault has the key then. Whether
+        anything needs them is for `retirement.trim_master_key` to ask. Done already, it does
+        nothing; interrupted anywhere, it may be called again.
+
+        Raises:
+            MasterKeyNotFound, MasterKeyMisconfigured: as `read_master_key`.
+            VaultDenied: the login may not (deploy/vault/policies/trim.hcl).
+            VaultRequestRefused: Vault still decrypts under one of them, or there is none such.
+            VaultBadReply: Vault took it, and tells another.
+        """
+        key = self.read_master_key(project)
+        name, mount = key.vault_key, self._vault.transit_mount
+        if key.min_available_version >= oldest:
+            return key
+        if key.min_encryption_version < oldest:
+            # Vault trims nothing that it would still encrypt under. It encrypts under the newest
+            # version in any case, so this changes nothing else.
+            self._once(
+                lambda client: client.secrets.transit.update_key_configuration(
+                    name=name, min_encryption_version=oldest, mount_point=mount
+                )
+            )
+        self._once(
+            lambda client: client.secrets.transit.trim_key(
+                name=name, min_version=oldest, mount_point=mount
+            )
+        )
+        after = self.read_master_key(project)
+        if after.min_available_version != oldest:
+            raise VaultBadReply(
+                f"Vault was told to trim {name} to version {oldest} on, and says "
+                f"{after.min_available_version}"
             )
         return after
 
@@ -490,11 +530,24 @@ def _checked(name: str, answer: Any) -> VaultKey:
             hint="these cannot be changed once a key exists: use another project, or remove the "
             "key in Vault if nothing is wrapped under it",
         )
-    latest, oldest, period_s = (
+    latest, oldest, encrypts, available, period_s = (
         _count(name, data, field)
-        for field in ("latest_version", "min_decryption_version", "auto_rotate_period")
+        for field in (
+            "latest_version",
+            "min_decryption_version",
+            "min_encryption_version",
+            "min_available_version",
+            "auto_rotate_period",
+        )
     )
-    return VaultKey(name, latest, oldest, timedelta(seconds=period_s) if period_s else None)
+    return VaultKey(
+        name,
+        latest,
+        oldest,
+        timedelta(seconds=period_s) if period_s else None,
+        min_encryption_version=encrypts,
+        min_available_version=available,
+    )
 
 
 def _check_period(period: timedelta | None) -> None:

@@ -213,6 +213,19 @@ class FreezeInfo(Info):
 
 
 @dataclass(frozen=True, slots=True)
+class TrimInfo(Info):
+    """That versions of a master key below `oldest_version` are to be destroyed in Vault."""
+
+    name: str
+    vault_key: str
+    oldest_version: int
+    requested_by: str
+    confirmed_by: str
+    create_time: datetime | None
+    expire_time: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
 class BackupInfo(Info):
     """A backup of the service's database. `oldest_versions`: the lowest master-key version that it
     needs, by Vault key; if it is not `complete`, it may need any. `destroyed_by` is empty while

@@ -260,7 +260,7 @@ class DevelopmentStack:
                 "cache_dir": self.paths.root / "cache" / identity,
                 "state_dir": self.paths.root / "state" / identity,
             }
-            if identity == "security":
+            if identity in ("security", "witness"):
                 profile["vault"] = {
                     "address": self.vault.address,
                     "ca_file": self.vault.ca_file,

@@ -38,6 +38,8 @@ class Action(StrEnum):
     """Also covers looking at rewraps."""
     REWRAP_DATA_KEYS = "RewrapDataKeys"
     """Also covers pausing and resuming."""
+    REQUEST_TRIM = "RequestTrim"
+    CONFIRM_TRIM = "ConfirmTrim"
     GET_POLICY_SET = "GetPolicySet"
     EXPLAIN_ACCESS = "ExplainAccess"
     WHO_CAN = "WhoCan"

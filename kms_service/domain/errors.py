@@ -278,6 +278,23 @@ class KeysUnderOldVersion(WrongState):
     )
 
 
+class BackupsNeedOldVersion(WrongState):
+    reason = "BACKUPS_NEED_OLD_VERSION"
+    default_message = "registered backups need older versions of the master key"
+
+
+class MasterKeyNotRetired(WrongState):
+    reason = "MASTER_KEY_NOT_RETIRED"
+    default_message = (
+        "Vault still decrypts under versions that are to be trimmed; retire them first"
+    )
+
+
+class TrimNotRequested(WrongState):
+    reason = "TRIM_NOT_REQUESTED"
+    default_message = "nobody asked for this trim, or too long ago"
+
+
 class WrappingVersionUnusable(WrongState):
     reason = "WRAPPING_VERSION_UNUSABLE"
     default_message = "Vault no longer decrypts under the master-key version that wraps this key"

@@ -39,6 +39,7 @@ from kms_service.domain.rewrapping import (
 )
 from kms_service.domain.secret import SecretBytes
 from kms_service.domain.standing import Block, Freeze
+from kms_service.domain.trims import Trim
 
 T = TypeVar("T")
 
@@ -244,6 +245,9 @@ class VersionTable(Protocol):
         """How many data keys are wrapped under which master-key version. DESTROYED versions
         have none."""
 
+    def count_under_master_key(self, master_key: str) -> dict[int, int]:
+        """The same, of all projects that share a master key."""
+
 
 class AliasTable(Protocol):
     def get(self, name: AliasName) -> Alias | None: ...
@@ -422,6 +426,14 @@ class BackupTable(Protocol):
         """All that nobody declared destroyed, oldest first."""
 
 
+class TrimTable(Protocol):
+    def get(self, master_key: str) -> Trim | None:
+        """Also one that cannot be confirmed any more."""
+
+    def put(self, trim: Trim) -> None:
+        """Insert or replace."""
+
+
 class Transaction(Protocol):
     """One serializable transaction. Nothing is seen by others before it commits."""
 
@@ -445,6 +457,8 @@ class Transaction(Protocol):
     def freezes(self) -> FreezeTable: ...
     @property
     def backups(self) -> BackupTable: ...
+    @property
+    def trims(self) -> TrimTable: ...
 
 
 class Database(Protocol):

@@ -12,11 +12,13 @@ from kms_service.domain.backups import Backup
 from kms_service.domain.errors import InvalidField
 from kms_service.domain.names import ProjectName, RewrapName
 from kms_service.domain.rewrapping import RewrapState
+from kms_service.domain.trims import Trim
 from kms_service.rpc import conversion
 from kms_service.rpc.pipeline import Call
 from kms_service.usecases.backup_registry import BackupRegistry
 from kms_service.usecases.get_master_key import GetMasterKey
 from kms_service.usecases.rewrap_data_keys import RewrapDataKeys, RewrapView
+from kms_service.usecases.trim_master_key import TrimMasterKey
 
 _MAX_REASON_BYTES = 1024
 _SUFFIX = "/masterKey"
@@ -31,8 +33,14 @@ _STATES = {
 
 class MasterKeyServicer:
     def __init__(
-        self, *, get_master_key: GetMasterKey, rewrap: RewrapDataKeys, backups: BackupRegistry
+        self,
+        *,
+        get_master_key: GetMasterKey,
+        rewrap: RewrapDataKeys,
+        trim: TrimMasterKey,
+        backups: BackupRegistry,
     ) -> None:
+        self._trim = trim
         self._backups = backups
         self._get_master_key = get_master_key
         self._rewrap = rewrap
@@ -74,6 +82,14 @@ class MasterKeyServicer:
     def resume_rewrap(self, request: pb.ResumeRewrapRequest, call: Call) -> pb.RewrapOperation:
         return _operation(self._rewrap.resume(call.caller, RewrapName.parse(request.name)))
 
+    def request_trim(self, request: pb.RequestTrimRequest, call: Call) -> pb.Trim:
+        project, oldest = _project(request.name), request.oldest_version
+        return _trim(self._trim.request(call.caller, project, oldest))
+
+    def confirm_trim(self, request: pb.ConfirmTrimRequest, call: Call) -> pb.Trim:
+        project, oldest = _project(request.name), request.oldest_version
+        return _trim(self._trim.confirm(call.caller, project, oldest))
+
     def list_backups(self, request: pb.ListBackupsRequest, call: Call) -> pb.ListBackupsResponse:
         page = self._backups.list(call.caller, request.page_size, request.page_token)
         return pb.ListBackupsResponse(
@@ -91,6 +107,18 @@ def _project(name: str) -> ProjectName:
     if not name.endswith(_SUFFIX):
         raise InvalidField("name", "must be projects/{project}/masterKey")
     return ProjectName.parse(name.removesuffix(_SUFFIX))
+
+
+def _trim(trim: Trim) -> pb.Trim:
+    return pb.Trim(
+        name=f"{trim.project}{_SUFFIX}",
+        vault_key=trim.master_key,
+        oldest_version=trim.oldest_version,
+        requested_by=trim.requested_by,
+        confirmed_by=trim.confirmed_by,
+        create_time=conversion.timestamp(trim.create_time),
+        expire_time=conversion.timestamp(trim.expire_time),
+    )
 
 
 def _backup(backup: Backup) -> pb.Backup:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from kms_service.domain.decisions import Action
-from kms_service.domain.errors import InvalidField, KeysUnderOldVersion
+from kms_service.domain.errors import InvalidField
 from kms_service.domain.identity import Caller
 from kms_service.domain.names import ProjectName
 from kms_service.domain.ports import Database, MasterKeys
 from kms_service.usecases.answers import MasterKeyView
 from kms_service.usecases.authorisation import Gate
+from kms_service.usecases.trim_master_key import require_no_keys_below
 
 
 class GetMasterKey:
@@ -34,7 +35,8 @@ class GetMasterKey:
     def check_retirement(
         self, caller: Caller, name: ProjectName, oldest_version: int
     ) -> MasterKeyView:
-        """The state, if no data key of the project is under a version below `oldest_version`.
+        """The state, if no data key is under a version below `oldest_version`, of this project
+        and of those that share its master key.
 
         Raises:
             InvalidField: `oldest_version` is not one of the key's.
@@ -48,15 +50,9 @@ class GetMasterKey:
             state = self._master_keys.describe(project.master_key)
             if not 1 <= oldest_version <= state.latest_version:
                 raise InvalidField("oldest_version", "must be a version of the master key")
+            permit.note(master_key=state.name, oldest_version=oldest_version)
             with self._database.read() as tx:
                 under = tx.versions.count_by_master_key_version(name)
-            permit.note(master_key=state.name, oldest_version=oldest_version)
-            old = {version: count for version, count in under.items() if version < oldest_version}
-            if old:
-                raise KeysUnderOldVersion(
-                    f"{sum(old.values())} data keys are wrapped under versions of the master key "
-                    f"below {oldest_version}; rewrap them first",
-                    **{f"v{version}": str(count) for version, count in sorted(old.items())},
-                )
+                require_no_keys_below(tx, project.master_key, oldest_version)
             permit.record()
             return MasterKeyView(name, state, under)

@@ -44,6 +44,7 @@ from kms_service.domain.leases import Lease
 from kms_service.domain.names import AliasName, LeaseName, ModelName, ProjectName, VersionName
 from kms_service.domain.ports import Database, LeaseFilter, Page, Revoked, Transaction
 from kms_service.domain.standing import Block, Freeze
+from kms_service.domain.trims import Trim
 from tests.contract.conftest import Migrated
 from tests.contract.rows import DEMO, FACE, NOW, PIN, version
 
@@ -453,6 +454,34 @@ def test_backups(filled: SqlDatabase) -> None:
     with filled.read() as tx:
         assert tx.backups.get(begun.id) == gone
         assert list(tx.backups.not_destroyed()) == [whole, later]
+
+
+def test_trims(filled: SqlDatabase) -> None:
+    asked = Trim("modelkms-demo", DEMO, 3, "spiffe://test.example/s", NOW, NOW + timedelta(days=7))
+    with filled.write() as tx:
+        assert tx.trims.get("modelkms-demo") is None
+        tx.trims.put(asked)
+    confirmed = replace(asked, confirmed_by="spiffe://test.example/w")
+    with filled.write() as tx:
+        assert tx.trims.get("modelkms-demo") == asked
+        tx.trims.put(confirmed)
+    with filled.read() as tx:
+        assert tx.trims.get("modelkms-demo") == confirmed
+        assert tx.trims.get("modelkms-other") is None
+
+
+def test_data_keys_of_all_projects_that_share_a_master_key(filled: SqlDatabase) -> None:
+    sharing, face = ProjectName("sharing"), ModelName("sharing", "face")
+    with filled.write() as tx:
+        tx.projects.insert(Project(sharing, "modelkms-demo", NOW))
+        tx.models.insert(Model(face, NOW))
+        tx.versions.insert(version(1))
+        of_another = version(2, name=VersionName("sharing", "face", 1))
+        tx.versions.insert(replace(of_another, wrapped_key=WrappedDataKey("vault:v4:x", 4)))
+    with filled.read() as tx:
+        assert tx.versions.count_under_master_key("modelkms-demo") == {1: 1, 4: 1}
+        assert tx.versions.count_by_master_key_version(DEMO) == {1: 1}
+        assert tx.versions.count_under_master_key("modelkms-other") == {}
 
 
 def test_freezes(filled: SqlDatabase) -> None:

@@ -63,3 +63,30 @@ def test_f41_our_gate_refuses_and_tells_how_many(cli: As, file_model: Path) -> N
         "decrypts from version 1 on (before: 2)"
         in security.ok("admin", "master-key", "retire", "gate", "--to", "1").text
     )
+
+
+def test_trimming_takes_two_officers_and_waits_for_backups(
+    cli: As, stack: DevelopmentStack, file_model: Path, tmp_path: Path
+) -> None:
+    """On the running stack, whose officers' Vault login may not trim: the last step is Vault's."""
+    security, witness = cli("security"), cli("witness")
+    security.ok("admin", "master-key", "create", "trimmed")
+    security.ok("admin", "project", "create", "trimmed")
+    cli("publisher").ok("push", file_model, "trimmed/fd")
+    config = stack.paths.config_file
+    backup = ["backup", str(tmp_path / "backup"), "--config", str(config)]
+    run_command(MODELKMS_SERVER, backup, clean_environment(tmp_path))
+    trim = ("admin", "master-key", "trim", "trimmed", "--to", "2")
+    security.ok("admin", "master-key", "rotate", "trimmed")
+    assert '"MASTER_KEY_NOT_RETIRED"' in security.run(*trim, "--json").err
+    security.ok("admin", "master-key", "rewrap", "trimmed")
+    security.ok("admin", "master-key", "retire", "trimmed")
+    refused = security.run(*trim, "--json")
+    assert refused.code == 8
+    assert '"BACKUPS_NEED_OLD_VERSION"' in refused.err
+    for each in security.json("admin", "backup", "list")["backups"]:
+        security.ok("admin", "backup", "destroyed", each["id"], "--reason", "shredded")
+    assert "a second officer does it" in security.ok(*trim).text
+    assert '"SECOND_OFFICER_REQUIRED"' in security.run(*trim, "--confirm", "--json").err
+    assert witness.run(*trim).code != 0  # asks for nothing
+    assert '"VAULT_DENIED"' in witness.run(*trim, "--confirm", "--json").err

@@ -138,7 +138,10 @@ def servicers(world: World) -> dict[ServiceDescriptor, object]:
         ),
         access: AccessServicer(standing=world.standing, metrics=metrics),
         master_keys: MasterKeyServicer(
-            get_master_key=world.get_master_key, rewrap=world.rewrap, backups=world.backups
+            get_master_key=world.get_master_key,
+            rewrap=world.rewrap,
+            trim=world.trim,
+            backups=world.backups,
         ),
         artifacts: ArtifactServicer(
             read_artifact=world.read_artifact, upload_artifact=world.upload, metrics=metrics

@@ -1,5 +1,5 @@
 # The security officer: makes and rotates master keys, sets their schedule; uses none of them,
-# exports none, deletes none, trims none.
+# exports none, deletes none, trims none (trim.hcl is for that, and for one occasion).
 #
 # One stanza, since a trailing `*` also covers what lies below a key (rotate, config, trim), and of
 # two stanzas that match, the one with the longer literal beginning counts alone. So what must be

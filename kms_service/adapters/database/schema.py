@@ -275,6 +275,20 @@ backups = Table(
     Index(None, "create_time_us", "backup"),
 )
 
+# What officers asked for: that old versions of a master key be destroyed in Vault.
+trims = Table(
+    "trims",
+    metadata,
+    Column("master_key", String(255), primary_key=True),
+    Column("project", _ID, nullable=False),
+    Column("oldest_version", Integer, nullable=False),
+    Column("requested_by", String(2048), nullable=False),
+    Column("create_time_us", BigInteger, nullable=False),
+    Column("expire_time_us", BigInteger, nullable=False),
+    Column("confirmed_by", String(2048), nullable=False),
+    ForeignKeyConstraint(["project"], ["projects.project"]),
+)
+
 # What happens once in the life of a deployment.
 milestones = Table(
     "milestones",

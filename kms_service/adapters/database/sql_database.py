@@ -26,6 +26,7 @@ from kms_service.adapters.database.migrate import SchemaState, schema_state_of
 from kms_service.adapters.database.rewraps import SqlRewraps
 from kms_service.adapters.database.standing_tables import SqlBlockTable, SqlFreezeTable
 from kms_service.adapters.database.times import duration_us, from_us, to_us
+from kms_service.adapters.database.trim_table import SqlTrimTable
 from kms_service.adapters.database.version_table import SqlVersionTable
 from kms_service.domain.catalogue import VersionState
 from kms_service.domain.errors import StateUnavailable
@@ -82,6 +83,10 @@ class SqlTransaction:
     @cached_property
     def backups(self) -> SqlBackupTable:
         return SqlBackupTable(self._connection)
+
+    @cached_property
+    def trims(self) -> SqlTrimTable:
+        return SqlTrimTable(self._connection)
 
 
 class SqlDatabase:

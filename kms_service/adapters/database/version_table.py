@@ -177,6 +177,19 @@ class SqlVersionTable:
         )
         return {int(row[0]): int(row[1]) for row in rows}
 
+    def count_under_master_key(self, master_key: str) -> dict[int, int]:
+        projects = schema.projects
+        rows = self._connection.execute(
+            select(_TABLE.c.master_key_version, func.count())
+            .join(projects, projects.c.project == _TABLE.c.project)
+            .where(
+                projects.c.master_key == master_key,
+                _TABLE.c.master_key_version > NO_DATA_KEY.master_key_version,
+            )
+            .group_by(_TABLE.c.master_key_version)
+        )
+        return {int(row[0]): int(row[1]) for row in rows}
+
     def _one(self, *conditions: Any) -> Version | None:
         row = self._connection.execute(select(_TABLE).where(*conditions)).one_or_none()
         return _version(row) if row is not None else None

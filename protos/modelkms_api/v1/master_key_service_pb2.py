@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from modelkms_api.v1 import resources_pb2 as modelkms__api_dot_v1_dot_resources__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(modelkms_api/v1/master_key_service.proto\x12\x0fmodelkms_api.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fmodelkms_api/v1/resources.proto\"\xc8\x02\n\x06\x42\x61\x63kup\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08location\x18\x02 \x01(\t\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x63omplete\x18\x04 \x01(\x08\x12\x44\n\x0foldest_versions\x18\x05 \x03(\x0b\x32+.modelkms_api.v1.Backup.OldestVersionsEntry\x12\x14\n\x0c\x64\x65stroyed_by\x18\x06 \x01(\t\x12\x16\n\x0e\x64\x65stroy_reason\x18\x07 \x01(\t\x12\x30\n\x0c\x64\x65stroy_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a\x35\n\x13OldestVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\";\n\x12ListBackupsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"X\n\x13ListBackupsResponse\x12(\n\x07\x62\x61\x63kups\x18\x01 \x03(\x0b\x32\x17.modelkms_api.v1.Backup\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"=\n\x1d\x44\x65\x63lareBackupDestroyedRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\">\n\x16\x43heckRetirementRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0eoldest_version\x18\x02 \x01(\r\"\x98\x04\n\x0fRewrapOperation\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x64one\x18\x02 \x01(\x08\x12+\n\x05state\x18\x03 \x01(\x0e\x32\x1c.modelkms_api.v1.RewrapState\x12\x11\n\tvault_key\x18\x04 \x01(\t\x12\x16\n\x0etarget_version\x18\x05 \x01(\r\x12\x12\n\nstarted_by\x18\x06 \x01(\t\x12\x1d\n\x15keys_per_second_limit\x18\x07 \x01(\r\x12\x12\n\ntotal_keys\x18\x08 \x01(\x04\x12\x16\n\x0erewrapped_keys\x18\t \x01(\x04\x12\x13\n\x0b\x66\x61iled_keys\x18\n \x01(\x04\x12\x11\n\tleft_keys\x18\x0b \x01(\x04\x12\x17\n\x0fkeys_per_second\x18\x0c \x01(\x01\x12,\n\tremaining\x18\r \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0b\x63reate_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x66inish_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x08\x66\x61ilures\x18\x11 \x03(\x0b\x32\x1e.modelkms_api.v1.RewrapFailure\"0\n\rRewrapFailure\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"F\n\x15RewrapDataKeysRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x1d\n\x15keys_per_second_limit\x18\x02 \x01(\r\" \n\x10GetRewrapRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\"\n\x12WatchRewrapRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\"\n\x12PauseRewrapRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"#\n\x13ResumeRewrapRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"#\n\x13GetMasterKeyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t*u\n\x0bRewrapState\x12\x1c\n\x18REWRAP_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14REWRAP_STATE_RUNNING\x10\x01\x12\x17\n\x13REWRAP_STATE_PAUSED\x10\x02\x12\x15\n\x11REWRAP_STATE_DONE\x10\x03\x32\xad\x06\n\x10MasterKeyService\x12P\n\x0cGetMasterKey\x12$.modelkms_api.v1.GetMasterKeyRequest\x1a\x1a.modelkms_api.v1.MasterKey\x12V\n\x0f\x43heckRetirement\x12\'.modelkms_api.v1.CheckRetirementRequest\x1a\x1a.modelkms_api.v1.MasterKey\x12Z\n\x0eRewrapDataKeys\x12&.modelkms_api.v1.RewrapDataKeysRequest\x1a .modelkms_api.v1.RewrapOperation\x12P\n\tGetRewrap\x12!.modelkms_api.v1.GetRewrapRequest\x1a .modelkms_api.v1.RewrapOperation\x12V\n\x0bWatchRewrap\x12#.modelkms_api.v1.WatchRewrapRequest\x1a .modelkms_api.v1.RewrapOperation0\x01\x12T\n\x0bPauseRewrap\x12#.modelkms_api.v1.PauseRewrapRequest\x1a .modelkms_api.v1.RewrapOperation\x12V\n\x0cResumeRewrap\x12$.modelkms_api.v1.ResumeRewrapRequest\x1a .modelkms_api.v1.RewrapOperation\x12X\n\x0bListBackups\x12#.modelkms_api.v1.ListBackupsRequest\x1a$.modelkms_api.v1.ListBackupsResponse\x12\x61\n\x16\x44\x65\x63lareBackupDestroyed\x12..modelkms_api.v1.DeclareBackupDestroyedRequest\x1a\x17.modelkms_api.v1.Backupb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(modelkms_api/v1/master_key_service.proto\x12\x0fmodelkms_api.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fmodelkms_api/v1/resources.proto\"\xcd\x01\n\x04Trim\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tvault_key\x18\x02 \x01(\t\x12\x16\n\x0eoldest_version\x18\x03 \x01(\r\x12\x14\n\x0crequested_by\x18\x04 \x01(\t\x12\x14\n\x0c\x63onfirmed_by\x18\x05 \x01(\t\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\":\n\x12RequestTrimRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0eoldest_version\x18\x02 \x01(\r\":\n\x12\x43onfirmTrimRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0eoldest_version\x18\x02 \x01(\r\"\xc8\x02\n\x06\x42\x61\x63kup\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08location\x18\x02 \x01(\t\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x63omplete\x18\x04 \x01(\x08\x12\x44\n\x0foldest_versions\x18\x05 \x03(\x0b\x32+.modelkms_api.v1.Backup.OldestVersionsEntry\x12\x14\n\x0c\x64\x65stroyed_by\x18\x06 \x01(\t\x12\x16\n\x0e\x64\x65stroy_reason\x18\x07 \x01(\t\x12\x30\n\x0c\x64\x65stroy_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a\x35\n\x13OldestVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\";\n\x12ListBackupsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"X\n\x13ListBackupsResponse\x12(\n\x07\x62\x61\x63kups\x18\x01 \x03(\x0b\x32\x17.modelkms_api.v1.Backup\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"=\n\x1d\x44\x65\x63lareBackupDestroyedRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\">\n\x16\x43heckRetirementRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0eoldest_version\x18\x02 \x01(\r\"\x98\x04\n\x0fRewrapOperation\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x64one\x18\x02 \x01(\x08\x12+\n\x05state\x18\x03 \x01(\x0e\x32\x1c.modelkms_api.v1.RewrapState\x12\x11\n\tvault_key\x18\x04 \x01(\t\x12\x16\n\x0etarget_version\x18\x05 \x01(\r\x12\x12\n\nstarted_by\x18\x06 \x01(\t\x12\x1d\n\x15keys_per_second_limit\x18\x07 \x01(\r\x12\x12\n\ntotal_keys\x18\x08 \x01(\x04\x12\x16\n\x0erewrapped_keys\x18\t \x01(\x04\x12\x13\n\x0b\x66\x61iled_keys\x18\n \x01(\x04\x12\x11\n\tleft_keys\x18\x0b \x01(\x04\x12\x17\n\x0fkeys_per_second\x18\x0c \x01(\x01\x12,\n\tremaining\x18\r \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0b\x63reate_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x66inish_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x08\x66\x61ilures\x18\x11 \x03(\x0b\x32\x1e.modelkms_api.v1.RewrapFailure\"0\n\rRewrapFailure\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"F\n\x15RewrapDataKeysRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x1d\n\x15keys_per_second_limit\x18\x02 \x01(\r\" \n\x10GetRewrapRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\"\n\x12WatchRewrapRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\"\n\x12PauseRewrapRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"#\n\x13ResumeRewrapRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"#\n\x13GetMasterKeyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t*u\n\x0bRewrapState\x12\x1c\n\x18REWRAP_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14REWRAP_STATE_RUNNING\x10\x01\x12\x17\n\x13REWRAP_STATE_PAUSED\x10\x02\x12\x15\n\x11REWRAP_STATE_DONE\x10\x03\x32\xc3\x07\n\x10MasterKeyService\x12P\n\x0cGetMasterKey\x12$.modelkms_api.v1.GetMasterKeyRequest\x1a\x1a.modelkms_api.v1.MasterKey\x12V\n\x0f\x43heckRetirement\x12\'.modelkms_api.v1.CheckRetirementRequest\x1a\x1a.modelkms_api.v1.MasterKey\x12Z\n\x0eRewrapDataKeys\x12&.modelkms_api.v1.RewrapDataKeysRequest\x1a .modelkms_api.v1.RewrapOperation\x12P\n\tGetRewrap\x12!.modelkms_api.v1.GetRewrapRequest\x1a .modelkms_api.v1.RewrapOperation\x12V\n\x0bWatchRewrap\x12#.modelkms_api.v1.WatchRewrapRequest\x1a .modelkms_api.v1.RewrapOperation0\x01\x12T\n\x0bPauseRewrap\x12#.modelkms_api.v1.PauseRewrapRequest\x1a .modelkms_api.v1.RewrapOperation\x12V\n\x0cResumeRewrap\x12$.modelkms_api.v1.ResumeRewrapRequest\x1a .modelkms_api.v1.RewrapOperation\x12I\n\x0bRequestTrim\x12#.modelkms_api.v1.RequestTrimRequest\x1a\x15.modelkms_api.v1.Trim\x12I\n\x0b\x43onfirmTrim\x12#.modelkms_api.v1.ConfirmTrimRequest\x1a\x15.modelkms_api.v1.Trim\x12X\n\x0bListBackups\x12#.modelkms_api.v1.ListBackupsRequest\x1a$.modelkms_api.v1.ListBackupsResponse\x12\x61\n\x16\x44\x65\x63lareBackupDestroyed\x12..modelkms_api.v1.DeclareBackupDestroyedRequest\x1a\x17.modelkms_api.v1.Backupb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,36 +36,42 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_BACKUP_OLDESTVERSIONSENTRY']._loaded_options = None
   _globals['_BACKUP_OLDESTVERSIONSENTRY']._serialized_options = b'8\001'
-  _globals['_REWRAPSTATE']._serialized_start=1609
-  _globals['_REWRAPSTATE']._serialized_end=1726
-  _globals['_BACKUP']._serialized_start=160
-  _globals['_BACKUP']._serialized_end=488
-  _globals['_BACKUP_OLDESTVERSIONSENTRY']._serialized_start=435
-  _globals['_BACKUP_OLDESTVERSIONSENTRY']._serialized_end=488
-  _globals['_LISTBACKUPSREQUEST']._serialized_start=490
-  _globals['_LISTBACKUPSREQUEST']._serialized_end=549
-  _globals['_LISTBACKUPSRESPONSE']._serialized_start=551
-  _globals['_LISTBACKUPSRESPONSE']._serialized_end=639
-  _globals['_DECLAREBACKUPDESTROYEDREQUEST']._serialized_start=641
-  _globals['_DECLAREBACKUPDESTROYEDREQUEST']._serialized_end=702
-  _globals['_CHECKRETIREMENTREQUEST']._serialized_start=704
-  _globals['_CHECKRETIREMENTREQUEST']._serialized_end=766
-  _globals['_REWRAPOPERATION']._serialized_start=769
-  _globals['_REWRAPOPERATION']._serialized_end=1305
-  _globals['_REWRAPFAILURE']._serialized_start=1307
-  _globals['_REWRAPFAILURE']._serialized_end=1355
-  _globals['_REWRAPDATAKEYSREQUEST']._serialized_start=1357
-  _globals['_REWRAPDATAKEYSREQUEST']._serialized_end=1427
-  _globals['_GETREWRAPREQUEST']._serialized_start=1429
-  _globals['_GETREWRAPREQUEST']._serialized_end=1461
-  _globals['_WATCHREWRAPREQUEST']._serialized_start=1463
-  _globals['_WATCHREWRAPREQUEST']._serialized_end=1497
-  _globals['_PAUSEREWRAPREQUEST']._serialized_start=1499
-  _globals['_PAUSEREWRAPREQUEST']._serialized_end=1533
-  _globals['_RESUMEREWRAPREQUEST']._serialized_start=1535
-  _globals['_RESUMEREWRAPREQUEST']._serialized_end=1570
-  _globals['_GETMASTERKEYREQUEST']._serialized_start=1572
-  _globals['_GETMASTERKEYREQUEST']._serialized_end=1607
-  _globals['_MASTERKEYSERVICE']._serialized_start=1729
-  _globals['_MASTERKEYSERVICE']._serialized_end=2542
+  _globals['_REWRAPSTATE']._serialized_start=1937
+  _globals['_REWRAPSTATE']._serialized_end=2054
+  _globals['_TRIM']._serialized_start=160
+  _globals['_TRIM']._serialized_end=365
+  _globals['_REQUESTTRIMREQUEST']._serialized_start=367
+  _globals['_REQUESTTRIMREQUEST']._serialized_end=425
+  _globals['_CONFIRMTRIMREQUEST']._serialized_start=427
+  _globals['_CONFIRMTRIMREQUEST']._serialized_end=485
+  _globals['_BACKUP']._serialized_start=488
+  _globals['_BACKUP']._serialized_end=816
+  _globals['_BACKUP_OLDESTVERSIONSENTRY']._serialized_start=763
+  _globals['_BACKUP_OLDESTVERSIONSENTRY']._serialized_end=816
+  _globals['_LISTBACKUPSREQUEST']._serialized_start=818
+  _globals['_LISTBACKUPSREQUEST']._serialized_end=877
+  _globals['_LISTBACKUPSRESPONSE']._serialized_start=879
+  _globals['_LISTBACKUPSRESPONSE']._serialized_end=967
+  _globals['_DECLAREBACKUPDESTROYEDREQUEST']._serialized_start=969
+  _globals['_DECLAREBACKUPDESTROYEDREQUEST']._serialized_end=1030
+  _globals['_CHECKRETIREMENTREQUEST']._serialized_start=1032
+  _globals['_CHECKRETIREMENTREQUEST']._serialized_end=1094
+  _globals['_REWRAPOPERATION']._serialized_start=1097
+  _globals['_REWRAPOPERATION']._serialized_end=1633
+  _globals['_REWRAPFAILURE']._serialized_start=1635
+  _globals['_REWRAPFAILURE']._serialized_end=1683
+  _globals['_REWRAPDATAKEYSREQUEST']._serialized_start=1685
+  _globals['_REWRAPDATAKEYSREQUEST']._serialized_end=1755
+  _globals['_GETREWRAPREQUEST']._serialized_start=1757
+  _globals['_GETREWRAPREQUEST']._serialized_end=1789
+  _globals['_WATCHREWRAPREQUEST']._serialized_start=1791
+  _globals['_WATCHREWRAPREQUEST']._serialized_end=1825
+  _globals['_PAUSEREWRAPREQUEST']._serialized_start=1827
+  _globals['_PAUSEREWRAPREQUEST']._serialized_end=1861
+  _globals['_RESUMEREWRAPREQUEST']._serialized_start=1863
+  _globals['_RESUMEREWRAPREQUEST']._serialized_end=1898
+  _globals['_GETMASTERKEYREQUEST']._serialized_start=1900
+  _globals['_GETMASTERKEYREQUEST']._serialized_end=1935
+  _globals['_MASTERKEYSERVICE']._serialized_start=2057
+  _globals['_MASTERKEYSERVICE']._serialized_end=3020
 # @@protoc_insertion_point(module_scope)

@@ -52,6 +52,108 @@ REWRAP_STATE_DONE: RewrapState.ValueType  # 3
 Global___RewrapState: _TypeAlias = RewrapState  # noqa: Y015
 
 @_typing.final
+class Trim(_message.Message):
+    """That old versions of a master key are to be destroyed in Vault."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VAULT_KEY_FIELD_NUMBER: _builtins.int
+    OLDEST_VERSION_FIELD_NUMBER: _builtins.int
+    REQUESTED_BY_FIELD_NUMBER: _builtins.int
+    CONFIRMED_BY_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`projects/{project}/masterKey`, as it was asked for."""
+    vault_key: _builtins.str
+    """Name of the transit key in Vault."""
+    oldest_version: _builtins.int
+    """The oldest version that is to stay."""
+    requested_by: _builtins.str
+    """Who asked for it: a SPIFFE ID."""
+    confirmed_by: _builtins.str
+    """Who confirmed it: a SPIFFE ID; empty: nobody yet."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was asked for."""
+
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """From then on it cannot be confirmed."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        vault_key: _builtins.str = ...,
+        oldest_version: _builtins.int = ...,
+        requested_by: _builtins.str = ...,
+        confirmed_by: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["confirmed_by", b"confirmed_by", "create_time", b"create_time", "expire_time", b"expire_time", "name", b"name", "oldest_version", b"oldest_version", "requested_by", b"requested_by", "vault_key", b"vault_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Trim: _TypeAlias = Trim  # noqa: Y015
+
+@_typing.final
+class RequestTrimRequest(_message.Message):
+    """Request of RequestTrim."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    OLDEST_VERSION_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`projects/{project}/masterKey`."""
+    oldest_version: _builtins.int
+    """The oldest version that is to stay, from 2 to the newest."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        oldest_version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "oldest_version", b"oldest_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RequestTrimRequest: _TypeAlias = RequestTrimRequest  # noqa: Y015
+
+@_typing.final
+class ConfirmTrimRequest(_message.Message):
+    """Request of ConfirmTrim."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    OLDEST_VERSION_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`projects/{project}/masterKey`."""
+    oldest_version: _builtins.int
+    """As it was asked for."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        oldest_version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "oldest_version", b"oldest_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConfirmTrimRequest: _TypeAlias = ConfirmTrimRequest  # noqa: Y015
+
+@_typing.final
 class Backup(_message.Message):
     """A file that holds wrapped data keys. What was copied by other means is not known here."""
 

@@ -71,6 +71,16 @@ class MasterKeyServiceStub:
                 request_serializer=modelkms__api_dot_v1_dot_master__key__service__pb2.ResumeRewrapRequest.SerializeToString,
                 response_deserializer=modelkms__api_dot_v1_dot_master__key__service__pb2.RewrapOperation.FromString,
                 _registered_method=True)
+        self.RequestTrim = channel.unary_unary(
+                '/modelkms_api.v1.MasterKeyService/RequestTrim',
+                request_serializer=modelkms__api_dot_v1_dot_master__key__service__pb2.RequestTrimRequest.SerializeToString,
+                response_deserializer=modelkms__api_dot_v1_dot_master__key__service__pb2.Trim.FromString,
+                _registered_method=True)
+        self.ConfirmTrim = channel.unary_unary(
+                '/modelkms_api.v1.MasterKeyService/ConfirmTrim',
+                request_serializer=modelkms__api_dot_v1_dot_master__key__service__pb2.ConfirmTrimRequest.SerializeToString,
+                response_deserializer=modelkms__api_dot_v1_dot_master__key__service__pb2.Trim.FromString,
+                _registered_method=True)
         self.ListBackups = channel.unary_unary(
                 '/modelkms_api.v1.MasterKeyService/ListBackups',
                 request_serializer=modelkms__api_dot_v1_dot_master__key__service__pb2.ListBackupsRequest.SerializeToString,
@@ -140,6 +150,23 @@ class MasterKeyServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RequestTrim(self, request, context):
+        """Asks that the versions of a project's master key below the one given be destroyed in Vault. It
+        takes the place of what was asked for before. Only if they are retired, and no data key and no
+        registered backup needs them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ConfirmTrim(self, request, context):
+        """Confirms a trim that another officer asked for, if still nothing needs what it destroys. The
+        service destroys nothing: whoever confirms does, under their own Vault login.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListBackups(self, request, context):
         """Lists the backups that `modelkms-server backup` made, newest first, also those that were
         declared destroyed.
@@ -192,6 +219,16 @@ def add_MasterKeyServiceServicer_to_server(servicer, server):
                     servicer.ResumeRewrap,
                     request_deserializer=modelkms__api_dot_v1_dot_master__key__service__pb2.ResumeRewrapRequest.FromString,
                     response_serializer=modelkms__api_dot_v1_dot_master__key__service__pb2.RewrapOperation.SerializeToString,
+            ),
+            'RequestTrim': grpc.unary_unary_rpc_method_handler(
+                    servicer.RequestTrim,
+                    request_deserializer=modelkms__api_dot_v1_dot_master__key__service__pb2.RequestTrimRequest.FromString,
+                    response_serializer=modelkms__api_dot_v1_dot_master__key__service__pb2.Trim.SerializeToString,
+            ),
+            'ConfirmTrim': grpc.unary_unary_rpc_method_handler(
+                    servicer.ConfirmTrim,
+                    request_deserializer=modelkms__api_dot_v1_dot_master__key__service__pb2.ConfirmTrimRequest.FromString,
+                    response_serializer=modelkms__api_dot_v1_dot_master__key__service__pb2.Trim.SerializeToString,
             ),
             'ListBackups': grpc.unary_unary_rpc_method_handler(
                     servicer.ListBackups,
@@ -394,6 +431,60 @@ class MasterKeyService:
             '/modelkms_api.v1.MasterKeyService/ResumeRewrap',
             modelkms__api_dot_v1_dot_master__key__service__pb2.ResumeRewrapRequest.SerializeToString,
             modelkms__api_dot_v1_dot_master__key__service__pb2.RewrapOperation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RequestTrim(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelkms_api.v1.MasterKeyService/RequestTrim',
+            modelkms__api_dot_v1_dot_master__key__service__pb2.RequestTrimRequest.SerializeToString,
+            modelkms__api_dot_v1_dot_master__key__service__pb2.Trim.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ConfirmTrim(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelkms_api.v1.MasterKeyService/ConfirmTrim',
+            modelkms__api_dot_v1_dot_master__key__service__pb2.ConfirmTrimRequest.SerializeToString,
+            modelkms__api_dot_v1_dot_master__key__service__pb2.Trim.FromString,
             options,
             channel_credentials,
             insecure,

@@ -56,6 +56,15 @@ class MasterKeyServiceStub:
     """Begins no further batch of a rewrap; what is in hand ends."""
     ResumeRewrap: _grpc.UnaryUnaryMultiCallable[_master_key_service_pb2.ResumeRewrapRequest, _master_key_service_pb2.RewrapOperation]
     """Goes on with a rewrap that was paused."""
+    RequestTrim: _grpc.UnaryUnaryMultiCallable[_master_key_service_pb2.RequestTrimRequest, _master_key_service_pb2.Trim]
+    """Asks that the versions of a project's master key below the one given be destroyed in Vault. It
+    takes the place of what was asked for before. Only if they are retired, and no data key and no
+    registered backup needs them.
+    """
+    ConfirmTrim: _grpc.UnaryUnaryMultiCallable[_master_key_service_pb2.ConfirmTrimRequest, _master_key_service_pb2.Trim]
+    """Confirms a trim that another officer asked for, if still nothing needs what it destroys. The
+    service destroys nothing: whoever confirms does, under their own Vault login.
+    """
     ListBackups: _grpc.UnaryUnaryMultiCallable[_master_key_service_pb2.ListBackupsRequest, _master_key_service_pb2.ListBackupsResponse]
     """Lists the backups that `modelkms-server backup` made, newest first, also those that were
     declared destroyed.
@@ -88,6 +97,15 @@ class MasterKeyServiceAsyncStub(MasterKeyServiceStub):
     """Begins no further batch of a rewrap; what is in hand ends."""
     ResumeRewrap: _aio.UnaryUnaryMultiCallable[_master_key_service_pb2.ResumeRewrapRequest, _master_key_service_pb2.RewrapOperation]  # type: ignore[assignment]
     """Goes on with a rewrap that was paused."""
+    RequestTrim: _aio.UnaryUnaryMultiCallable[_master_key_service_pb2.RequestTrimRequest, _master_key_service_pb2.Trim]  # type: ignore[assignment]
+    """Asks that the versions of a project's master key below the one given be destroyed in Vault. It
+    takes the place of what was asked for before. Only if they are retired, and no data key and no
+    registered backup needs them.
+    """
+    ConfirmTrim: _aio.UnaryUnaryMultiCallable[_master_key_service_pb2.ConfirmTrimRequest, _master_key_service_pb2.Trim]  # type: ignore[assignment]
+    """Confirms a trim that another officer asked for, if still nothing needs what it destroys. The
+    service destroys nothing: whoever confirms does, under their own Vault login.
+    """
     ListBackups: _aio.UnaryUnaryMultiCallable[_master_key_service_pb2.ListBackupsRequest, _master_key_service_pb2.ListBackupsResponse]  # type: ignore[assignment]
     """Lists the backups that `modelkms-server backup` made, newest first, also those that were
     declared destroyed.
@@ -159,6 +177,27 @@ class MasterKeyServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_master_key_service_pb2.RewrapOperation, _abc.Awaitable[_master_key_service_pb2.RewrapOperation]]:
         """Goes on with a rewrap that was paused."""
+
+    @_abc_1.abstractmethod
+    def RequestTrim(
+        self,
+        request: _master_key_service_pb2.RequestTrimRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_master_key_service_pb2.Trim, _abc.Awaitable[_master_key_service_pb2.Trim]]:
+        """Asks that the versions of a project's master key below the one given be destroyed in Vault. It
+        takes the place of what was asked for before. Only if they are retired, and no data key and no
+        registered backup needs them.
+        """
+
+    @_abc_1.abstractmethod
+    def ConfirmTrim(
+        self,
+        request: _master_key_service_pb2.ConfirmTrimRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_master_key_service_pb2.Trim, _abc.Awaitable[_master_key_service_pb2.Trim]]:
+        """Confirms a trim that another officer asked for, if still nothing needs what it destroys. The
+        service destroys nothing: whoever confirms does, under their own Vault login.
+        """
 
     @_abc_1.abstractmethod
     def ListBackups(

@@ -54,6 +54,7 @@ from modelkms.types import (
     Rekeyed,
     RewrapFailureInfo,
     RewrapInfo,
+    TrimInfo,
     VersionInfo,
 )
 
@@ -409,6 +410,18 @@ class FakeClient:
 
     def list_freezes(self) -> list[FreezeInfo]:
         return list(self._service.freezes.values())
+
+    def request_trim(self, oldest_version: int, project: str | None = None) -> TrimInfo:
+        self._fail()
+        return TrimInfo(
+            name=f"projects/{project}/masterKey",
+            vault_key=f"modelkms-{project}",
+            oldest_version=oldest_version,
+            requested_by=PUBLISHER,
+            confirmed_by="",
+            create_time=NOW,
+            expire_time=NOW + timedelta(days=7),
+        )
 
     def list_backups(self) -> list[BackupInfo]:
         return list(self._service.backups.values())

@@ -410,3 +410,20 @@ def test_backups(cli: Cli, service: FakeService) -> None:
     listed = cli("admin", "backup", "list", "--json").json()["backups"]
     assert listed[0]["destroy_reason"] == "tape 7 shredded"
     assert listed[0]["oldest_versions"] == needs
+
+
+def test_trim_is_asked_for(cli: Cli) -> None:
+    asked, command = cli("admin", "master-key", "trim", "camera", "--to", "2").out.splitlines()
+    assert asked == "asked for: modelkms-camera to lose its versions below 2, for good"
+    assert command == (
+        "a second officer does it until 2026-11-30 08:47:55Z: "
+        "modelkms admin master-key trim camera --to 2 --confirm"
+    )
+    retired = cli("admin", "master-key", "trim", "camera", "--json").json()
+    assert retired["oldest_version"] == 1  # as Vault has it retired
+
+
+def test_trim_is_not_confirmed_blindly(cli: Cli) -> None:
+    ended = cli("admin", "master-key", "trim", "camera", "--confirm")
+    assert ended.code == 2
+    assert "say which stay" in ended.err

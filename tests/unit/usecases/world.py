@@ -62,6 +62,7 @@ from kms_service.usecases.rewrap_data_keys import RewrapDataKeys, RewrapWorker
 from kms_service.usecases.set_alias import SetAlias
 from kms_service.usecases.shred_versions import ShredVersions
 from kms_service.usecases.standing import Standing
+from kms_service.usecases.trim_master_key import TrimMasterKey
 from kms_service.usecases.upload_artifact import UploadArtifact
 from kms_service.usecases.version_state import ChangeVersionState
 from tests.support import key_transport_opener as opener
@@ -153,6 +154,7 @@ class World:
         )
         self.standing = Standing(**state)
         self.backups = BackupRegistry(**state)
+        self.trim = TrimMasterKey(**state, master_keys=self.master_keys)
         self.own_leases = OwnLeases(database=self.database, clock=self.clock)
         self.shred = ShredVersions(
             database=self.database,
@@ -212,6 +214,8 @@ class World:
             Action.UNFREEZE_PROJECT,
             Action.LIST_FREEZES,
             Action.LIST_BACKUPS,
+            Action.REQUEST_TRIM,
+            Action.CONFIRM_TRIM,
             Action.DECLARE_BACKUP_DESTROYED,
             Action.REWRAP_DATA_KEYS,
         )
