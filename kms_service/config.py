@@ -350,10 +350,21 @@ class AuditSection(_Section):
     """A new file is begun once one is this long."""
     gather_us: int = Field(default=0, ge=0, le=100_000)
     """How long to wait for more records to sync together, in microseconds."""
-    stream: Literal["none", "stdout"] = "none"
-    """Where each durable record is also written; that copy may lag."""
+    stream: Literal["none", "stdout", "otlp"] = "none"
+    """Where each durable record is also sent; that copy may lag. "otlp" needs the extra
+    `tracing`."""
+    otlp_endpoint: str | None = Field(default=None, pattern=r"^https?://[^\s@]+$")
+    """Of "otlp": where, by OTLP over HTTP, such as "https://collector:4318/v1/logs"."""
+    otlp_ca_file: ConfigPath | None = None
+    """PEM bundle to verify it with; absent: the system's."""
     checkpoints: CheckpointSection | None = None
     """Without it, the end of the log cannot be proven."""
+
+    @model_validator(mode="after")
+    def _otlp_has_an_endpoint(self) -> Self:
+        if (self.stream == "otlp") != (self.otlp_endpoint is not None):
+            raise ValueError('stream = "otlp" and otlp_endpoint go together; set both or neither')
+        return self
 
 
 class LogSection(_Section):

@@ -33,7 +33,7 @@ from kms_service.adapters.vault import VaultMasterKeys
 from kms_service.adapters.vault_session import VaultSession, VaultSettings
 from kms_service.adapters.vault_signing import VaultNoteSigner
 from kms_service.adapters.vault_tombstones import VaultTombstones, WithheldMasterKeys
-from kms_service.config import CheckpointSection, Config, IssuerSection, StoreSection
+from kms_service.config import AuditSection, CheckpointSection, Config, IssuerSection, StoreSection
 from kms_service.domain.errors import ConfigurationError
 from kms_service.domain.ports import (
     ArtifactStore,
@@ -126,6 +126,25 @@ def open_tracer(config: Config) -> Tracer:
             f"tracing.endpoint: needs {error.name}: pip install 'modelkms-server[tracing]'"
         ) from error
     return otlp(config.tracing.endpoint, config.tracing.sample_ratio)
+
+
+def open_audit_stream(audit: AuditSection, metrics: Metrics) -> AuditStream | None:
+    """
+    Raises:
+        ConfigurationError: OTLP is wanted, and the extra is not installed.
+    """
+    dropped = metrics.audit_stream_dropped.inc
+    if audit.stream == "stdout":
+        return AuditStream(sys.stdout.buffer, dropped)
+    if audit.otlp_endpoint is None:
+        return None
+    try:
+        from kms_service.telemetry.otlp_logs import OtlpLines
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            f"audit.stream: needs {error.name}: pip install 'modelkms-server[tracing]'"
+        ) from error
+    return AuditStream(OtlpLines(audit.otlp_endpoint, audit.otlp_ca_file), dropped)
 
 
 def open_vault_session(config: Config, tracer: Tracer | None = None) -> VaultSession:
@@ -267,9 +286,7 @@ def open_adapters(config: Config, metrics: Metrics) -> Adapters:
     data_keys = _data_key_cache(config, master_keys, metrics)
     # Here or on another replica: no key of a destroyed version stays in memory.
     tombstones.when_found(lambda: data_keys.flush("destroyed"))
-    stream = None
-    if config.audit.stream == "stdout":
-        stream = AuditStream(sys.stdout.buffer, metrics.audit_stream_dropped.inc)
+    stream = open_audit_stream(config.audit, metrics)
     return Adapters(
         database=database,
         clock=clock,

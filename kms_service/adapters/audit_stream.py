@@ -12,6 +12,8 @@ from kms_service.telemetry.logging import get_logger
 _log = get_logger(__name__)
 CAPACITY = 10_000
 _CLOSE_WAIT_S = 2.0
+_BATCH = 500
+"""A batch in OTLP stays far below the 4 MiB that collectors take."""
 
 
 class ByteStream(Protocol):
@@ -23,7 +25,8 @@ class AuditStream:
     """Writes lines that are durable elsewhere. Whoever tells it of them never waits.
 
     Args:
-        stream: written to; if that fails, lines are dropped until it succeeds.
+        stream: given whole lines, at most 500 at once; what it does not take is dropped, and the
+            next are tried.
         dropped: called with how many lines were left out.
         capacity: lines that may wait.
     """
@@ -61,8 +64,7 @@ class AuditStream:
             with self._changed:
                 while not self._lines and not self._closing:
                     self._changed.wait()
-                lines = list(self._lines)
-                self._lines.clear()
+                lines = [self._lines.popleft() for _ in range(min(_BATCH, len(self._lines)))]
             if not lines:
                 return
             try:

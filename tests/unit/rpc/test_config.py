@@ -208,6 +208,16 @@ def test_no_file_and_no_toml(tmp_path: Path) -> None:
         load(write(tmp_path, "a = = 1"), {})
 
 
+def test_otlp_and_its_endpoint_go_together(tmp_path: Path) -> None:
+    told = ['audit: stream = "otlp" and otlp_endpoint go together; set both or neither']
+    endpoint = "https://collector.example:4318/v1/logs"
+    stream = {"MODELKMS_SERVER__AUDIT__STREAM": "otlp"}
+    where = {"MODELKMS_SERVER__AUDIT__OTLP_ENDPOINT": endpoint}
+    assert problems(write(tmp_path), stream) == told
+    assert problems(write(tmp_path), where) == told
+    assert load(write(tmp_path), stream | where).audit.otlp_endpoint == endpoint
+
+
 def test_a_wrong_value_is_not_echoed(tmp_path: Path) -> None:
     canary = "hvs.CANARYCANARY"
     text = GOOD.replace('role_id_file = "role-id"', f'token = "{canary}"\nrole_id_file = "r"')

@@ -1,0 +1,178 @@
+"""The audit log's second copy, to a collector: OTLP over HTTP, decoded by OpenTelemetry's stubs."""
+
+from __future__ import annotations
+
+import gzip
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from opentelemetry.proto.collector.logs.v1 import logs_service_pb2
+
+from kms_service.adapters.audit_chain import Link, check_line, segments
+from kms_service.adapters.audit_stream import AuditStream
+from kms_service.config import AuditSection
+from kms_service.parts import open_audit_stream
+from kms_service.telemetry.metrics import Metrics
+from kms_service.telemetry.otlp_logs import OtlpLines
+from tests.support.audit_logs import lease_record, write_chain
+from tests.support.certificates import TestAuthority
+
+RECORDS = 1200
+
+
+class Collector(ThreadingHTTPServer):
+    """Takes log records, and keeps them; answers nothing while `open` is not set."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Receive)
+        self.records: list[Any] = []
+        self.asked, self.open = threading.Event(), threading.Event()
+        self.open.set()
+        self.status = 200
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/v1/logs"
+
+
+class _Receive(BaseHTTPRequestHandler):
+    server: Collector
+
+    def do_POST(self) -> None:
+        data = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.headers.get("Content-Encoding") == "gzip":
+            data = gzip.decompress(data)
+        self.server.asked.set()
+        self.server.open.wait(60)
+        if self.server.status == 200 and self.path == "/v1/logs":
+            request = logs_service_pb2.ExportLogsServiceRequest.FromString(data)
+            for resource in request.resource_logs:
+                for scope in resource.scope_logs:
+                    self.server.records += scope.log_records
+        self.send_response(self.server.status)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *args: object) -> None: ...
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    server = Collector()
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.open.set()
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def eventually(ask: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not ask():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def lines(folder: Path) -> list[bytes]:
+    return [line for path in segments(folder) for line in path.read_bytes().splitlines(True)]
+
+
+def test_the_collectors_copy_is_the_log_and_can_be_verified(
+    collector: Collector, tmp_path: Path
+) -> None:
+    dropped: list[int] = []
+    stream = AuditStream(OtlpLines(collector.endpoint), dropped.append)
+    write_chain(tmp_path / "main", map(lease_record, range(RECORDS)), tell=stream.tell)
+    eventually(lambda: len(collector.records) == RECORDS)
+    stream.close()
+    assert dropped == []
+    copies = [record.body.string_value.encode() + b"\n" for record in collector.records]
+    assert copies == lines(tmp_path / "main")
+    last = Link()
+    for line in copies:
+        last, fault = check_line(line, last)
+        assert not fault
+    first = collector.records[0]
+    assert first.event_name == "modelkms.audit.LeaseDataKey"
+    assert first.time_unix_nano == 1_794_916_800_000_000_000  # 2026-11-17 12:00:00Z
+    attributes = {each.key: each.value for each in first.attributes}
+    assert attributes["modelkms.audit.chain"].string_value == "main"
+    assert attributes["modelkms.audit.sequence"].int_value == 1
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_a_configured_collector_is_verified(
+    collector: Collector, tmp_path: Path, trusted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the bundle that is configured, whatever the environment of the process names."""
+    authority = TestAuthority("example.org")
+    authority.server().write(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "certificate.pem", tmp_path / "key.pem")
+    collector.socket = context.wrap_socket(collector.socket, server_side=True)
+    other = tmp_path / "other.pem"
+    other.write_bytes(TestAuthority("example.org").pem)
+    ca_file, named = (tmp_path / "ca.pem", other) if trusted else (other, tmp_path / "ca.pem")
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(named))
+    section = AuditSection(
+        folder=tmp_path,
+        stream="otlp",
+        otlp_endpoint=collector.endpoint.replace("http:", "https:"),
+        otlp_ca_file=ca_file,
+    )
+    metrics = Metrics([], [], [])
+    stream = open_audit_stream(section, metrics)
+    assert stream is not None
+    write_chain(tmp_path / "main", [lease_record(0)], tell=stream.tell)
+
+    def dropped() -> float:
+        name = "modelkms_audit_stream_dropped_total"
+        return metrics.registry.get_sample_value(name) or 0.0
+
+    eventually(lambda: len(collector.records) == trusted and dropped() == (not trusted))
+    stream.close()
+
+
+def test_a_collector_that_hangs_holds_up_nobody_and_what_is_left_out_is_counted(
+    collector: Collector, tmp_path: Path
+) -> None:
+    collector.open.clear()
+    dropped: list[int] = []
+    stream = AuditStream(OtlpLines(collector.endpoint), dropped.append, capacity=10)
+    write_chain(tmp_path / "main", [lease_record(0)], tell=stream.tell)
+    assert collector.asked.wait(60)
+    # The collector has answered nothing yet, and all of these become durable.
+    write_chain(tmp_path / "main", map(lease_record, range(1, 31)), tell=stream.tell)
+    assert len(lines(tmp_path / "main")) == 31
+    assert sum(dropped) == 20
+    collector.open.set()
+    eventually(lambda: len(collector.records) == 11)
+    stream.close()
+    assert [record.body.string_value.encode() + b"\n" for record in collector.records] == (
+        lines(tmp_path / "main")[:11]
+    )
+
+
+def test_what_a_collector_refuses_is_counted_and_the_next_are_sent(
+    collector: Collector, tmp_path: Path
+) -> None:
+    collector.status = 400
+    dropped: list[int] = []
+    stream = AuditStream(OtlpLines(collector.endpoint), dropped.append)
+    write_chain(tmp_path / "main", [lease_record(0)], tell=stream.tell)
+    eventually(lambda: dropped == [1])
+    collector.status = 200
+    write_chain(tmp_path / "main", [lease_record(1)], tell=stream.tell)
+    eventually(lambda: len(collector.records) == 1)
+    stream.close()
+    assert dropped == [1]
