@@ -21,7 +21,7 @@ def register(admin: typer.Typer) -> None:
 
 
 def backup_list(cli: CommandLine) -> None:
-    """List the backups that were made, and the oldest master-key versions they need.
+    """List the backups, and the master-key versions they need.
 
     Only those of modelkms-server backup: what was copied otherwise is not known.
 

@@ -73,7 +73,7 @@ def policy_explain(
         typer.Argument(metavar="MODEL", help="[project/]model."),
     ] = None,
 ) -> None:
-    """Tell why something is permitted or refused: a decision, or what would be one.
+    """Tell why a call was, or would be, permitted or refused.
 
     For each policy that speaks of it: whether it applies, and what is missing.
 

@@ -104,7 +104,7 @@ def blocks(cli: CommandLine) -> None:
 
 
 def freeze(cli: CommandLine, project: Project, reason: Reason) -> None:
-    """Freeze a project at once: no data key of it is issued, and its leases end.
+    """Freeze a project: no keys of it from now on, its leases end.
 
     Holds on every replica until it is taken off.
 
