@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+import requests
 from opentelemetry import trace
 from opentelemetry.context import attach, detach
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -25,9 +26,16 @@ _FLUSH_MS = 2000
 def otlp(endpoint: str, sample_ratio: float) -> OpenTelemetryTracer:
     """A tracer that sends to `endpoint` (`https://host:4318/v1/traces`), in batches, by a thread
     of its own: a collector that is away costs spans, never a call."""
-    return OpenTelemetryTracer(
-        BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)), sample_ratio
-    )
+    exporter = OTLPSpanExporter(endpoint=endpoint, session=collector_session())
+    return OpenTelemetryTracer(BatchSpanProcessor(exporter), sample_ratio)
+
+
+def collector_session() -> requests.Session:
+    """For an exporter: neither a proxy nor a CA bundle of the environment, which would win over
+    what is configured."""
+    session = requests.Session()
+    session.trust_env = False
+    return session
 
 
 class OpenTelemetryTracer:

@@ -6,7 +6,6 @@ import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import requests
 from opentelemetry._logs import LogRecord, SeverityNumber
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter
@@ -15,9 +14,10 @@ from opentelemetry.sdk._logs.export import LogRecordExportResult
 from opentelemetry.sdk.resources import Resource
 
 from kms_service import __version__
+from kms_service.telemetry.opentelemetry import collector_session
 
 _TIMEOUT_S = 30.0
-"""For how long the exporter tries a batch again, while more gather behind it."""
+"""For how long, at most, the exporter tries a batch again, while more gather behind it."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -32,12 +32,9 @@ class OtlpLines:
     """
 
     def __init__(self, endpoint: str, ca_file: Path | None = None) -> None:
-        session = requests.Session()
-        # Else REQUESTS_CA_BUNDLE wins over the bundle that is configured, and a proxy may be used.
-        session.trust_env = False
         self._exporter = OTLPLogExporter(
             endpoint=endpoint,
-            session=session,
+            session=collector_session(),
             certificate_file=str(ca_file) if ca_file is not None else None,
             timeout=_TIMEOUT_S,
         )

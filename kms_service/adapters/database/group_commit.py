@@ -33,16 +33,23 @@ Write = Callable[[], AbstractContextManager[Connection]]
 class _Entry(Generic[T]):
     """One writer's work, and what became of it."""
 
-    __slots__ = ("_context", "_work", "awake", "error", "leads", "result")
+    __slots__ = ("_asleep", "_context", "_work", "error", "leads", "result")
 
     def __init__(self, work: Callable[[Connection], T]) -> None:
         self._work = work
         # Another thread may run it; what the caller's thread knows (its trace) goes along.
         self._context = contextvars.copy_context()
-        self.awake = threading.Event()
+        self._asleep = threading.Lock()  # held until woken: cheaper than an Event to wait on
+        self._asleep.acquire()
         self.leads = False
         self.result: T | None = None
         self.error: BaseException | None = None
+
+    def sleep(self) -> None:
+        self._asleep.acquire()
+
+    def wake(self) -> None:
+        self._asleep.release()
 
     def run(self, connection: Connection) -> None:
         self.result = self._context.run(self._work, connection)
@@ -82,7 +89,7 @@ class GroupCommit:
             entry.leads = not self._led
             self._led = True
         if not entry.leads:
-            entry.awake.wait()
+            entry.sleep()
         if entry.leads:
             self._lead()
         if entry.error is not None:
@@ -103,10 +110,10 @@ class GroupCommit:
             following = self._queue[0] if self._queue else None
             self._led = following is not None
         for entry in group:
-            entry.awake.set()
+            entry.wake()
         if following is not None:
             following.leads = True
-            following.awake.set()
+            following.wake()
 
     def _commit(self, group: list[_Entry[Any]]) -> None:
         with self._write() as connection:

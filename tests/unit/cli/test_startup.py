@@ -59,7 +59,7 @@ def test_every_command_has_help_with_an_example_that_stands_in_the_guide(
 def test_summaries_are_not_cut(capsys: pytest.CaptureFixture[str]) -> None:
     from modelkms.cli.__main__ import main
 
-    groups = ([], ["alias"], ["lease"], ["admin"])
+    groups: tuple[list[str], ...] = ([], ["alias"], ["lease"], ["admin"])
     of_admin = (["admin", name] for name in ("project", "master-key", "backup", "policy"))
     for group in (*groups, *of_admin):
         assert main([*group, "--help"]) == 0
