@@ -18,6 +18,7 @@ from tests.bench import (
     audit,
     catalogue_size,
     data_plane,
+    fleet,
     leases,
     loading,
     object_store,
@@ -57,6 +58,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--sizes-mib", default="256,1024,8192", help="of artifacts alone")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=8.0, help="length of a load run")
+    parser.add_argument("--clients", type=int, default=1000, help="of a fleet")
     parser.add_argument("--keys", type=int, default=100_000, help="data keys to rewrap")
     parser.add_argument("--versions", type=int, default=1_000_000, help="of a large catalogue")
     parser.add_argument("--only", choices=list(_ORDER), action="append", help="these sections")
@@ -70,6 +72,7 @@ _ORDER = (
     "loading",
     "object-store",
     "leases",
+    "fleet",
     "audit",
     "rewrap",
     "catalogue-size",
@@ -86,6 +89,7 @@ def _sections(options: argparse.Namespace) -> Mapping[str, Callable[[Path], str]
         lambda folder: loading.run(folder, size // 2, rounds),
         lambda folder: object_store.run(folder, size // 4, rounds),
         lambda folder: leases.run(folder, rounds, seconds),
+        lambda folder: fleet.run(folder, options.clients),
         lambda folder: audit.run(folder, rounds, seconds),
         lambda folder: rewrap.run(folder, options.keys),
         lambda folder: catalogue_size.run(folder, options.versions),
