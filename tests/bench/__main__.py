@@ -22,6 +22,7 @@ from tests.bench import (
     leases,
     loading,
     object_store,
+    policies,
     rewrap,
     sizing,
 )
@@ -73,6 +74,7 @@ _ORDER = (
     "object-store",
     "leases",
     "fleet",
+    "policies",
     "audit",
     "rewrap",
     "catalogue-size",
@@ -90,6 +92,7 @@ def _sections(options: argparse.Namespace) -> Mapping[str, Callable[[Path], str]
         lambda folder: object_store.run(folder, size // 4, rounds),
         lambda folder: leases.run(folder, rounds, seconds),
         lambda folder: fleet.run(folder, options.clients),
+        lambda folder: policies.run(folder, rounds),
         lambda folder: audit.run(folder, rounds, seconds),
         lambda folder: rewrap.run(folder, options.keys),
         lambda folder: catalogue_size.run(folder, options.versions),
