@@ -107,7 +107,8 @@ class LeaseWatcher:
             call = WatchServiceStub(channel).WatchLeases(request, wait_for_ready=False)
             with self._lock:
                 self._call = call
-                if self._closed:
+                # A lease that came after `names` was read found no call to cancel.
+                if self._closed or self._changed.is_set():
                     call.cancel()
             silence = _Silence(call)
             try:

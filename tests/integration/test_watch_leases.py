@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import json
+import queue
 import secrets
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import IO
+from typing import IO, ClassVar, cast
 
 import grpc
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from modelkms import watching
 from modelkms.errors import LeaseRevoked
+from modelkms.keeper import LeaseKeeper
 from modelkms.opened import OpenedModel
+from modelkms.watching import LeaseWatcher
 from modelkms_api.v1 import key_service_pb2, key_service_pb2_grpc
 from modelkms_api.v1 import watch_service_pb2 as pb
-from modelkms_api.v1.watch_service_pb2_grpc import WatchServiceStub
+from modelkms_api.v1.watch_service_pb2_grpc import (
+    WatchServiceServicer,
+    WatchServiceStub,
+    add_WatchServiceServicer_to_server,
+)
 
 from kms_service.domain.leases import Lease
 from kms_service.domain.names import LeaseName, VersionName
@@ -306,6 +315,48 @@ def test_models_opened_later_are_watched_too(service: SdkWorld, watches: WatchSe
     service.client("security").revoke_leases(lease=models[2].lease.name)
     assert_ends(models[2])
     assert models[1].read() == b"weights"
+
+
+def test_a_model_opened_while_the_stream_begins_is_watched_too() -> None:
+    """Its lease came after the leases were read, and before there was a call to cancel."""
+    asked: queue.Queue[set[str]] = queue.Queue()
+
+    class Watched(WatchServiceServicer):
+        def WatchLeases(  # noqa: N802 - the API's name
+            self, request: pb.WatchLeasesRequest, context: grpc.ServicerContext
+        ) -> Iterator[pb.WatchLeasesResponse]:
+            asked.put(set(request.leases))
+            ended = threading.Event()
+            context.add_callback(ended.set)
+            yield pb.WatchLeasesResponse(sequence=1, heartbeat_interval=Duration(seconds=60))
+            ended.wait()
+
+    class Keeper:
+        names: ClassVar[list[str]] = ["early"]
+
+        def leases(self) -> dict[str, object]:
+            return dict.fromkeys(self.names, object())
+
+    server = grpc.server(ThreadPoolExecutor(4))
+    add_WatchServiceServicer_to_server(Watched(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    keeper = cast(LeaseKeeper, Keeper())
+
+    def open_watch() -> grpc.Channel:
+        if "late" not in Keeper.names:
+            Keeper.names.append("late")
+            watcher.watch(keeper)
+        return grpc.insecure_channel(f"127.0.0.1:{port}")
+
+    watcher = LeaseWatcher(open_watch, lambda _names: [])
+    try:
+        watcher.watch(keeper)
+        while asked.get(timeout=TIMEOUT_S) != {"early", "late"}:
+            pass
+    finally:
+        watcher.close()
+        server.stop(None)
 
 
 def test_f22_a_half_open_stream_forces_a_resync(service: SdkWorld, watches: WatchServer) -> None:
