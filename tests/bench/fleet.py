@@ -17,6 +17,7 @@ from kms_service.development.authority import DevelopmentAuthority
 from kms_service.development.stack import PROJECT, DevelopmentStack
 from tests.bench.leases import publish_small_model
 from tests.bench.measure import table
+from tests.support.watch_load import many_watchers
 
 _MODEL = f"projects/{PROJECT}/models/bench"
 
@@ -82,29 +83,16 @@ def _cold_start(stack: DevelopmentStack, folders: list[str]) -> list[dict[str, A
 
 def _revoke(stack: DevelopmentStack, folders: list[str], leases: list[str]) -> list[float]:
     """Seconds from the call until each watching client was told."""
-    holders = [
+    holders: list[dict[str, object]] = [
         {"folder": folder, "leases": [lease]} for folder, lease in zip(folders, leases, strict=True)
     ]
-    watchers = subprocess.Popen(
-        [sys.executable, "-m", "tests.support.watch_load"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert watchers.stdin is not None
-        assert watchers.stdout is not None
-        watchers.stdin.write(json.dumps({"port": stack.watch_port, "holders": holders}))
-        watchers.stdin.close()
-        if watchers.stdout.readline() != "ready\n":
+    with many_watchers(stack.watch_port, holders) as said:
+        if said.readline() != "ready\n":
             raise RuntimeError("the watchers did not all begin")
         with modelkms.connect(stack.paths.profile("security")) as security:
             began = time.monotonic()
             security.revoke_leases(model=f"{PROJECT}/bench")
-            told: list[float] = json.loads(watchers.stdout.readline())
-    finally:
-        watchers.kill()
-        watchers.wait()
+            told: list[float] = json.loads(said.readline())
     return [at - began for at in told]
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import queue
 import secrets
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import IO, ClassVar, cast
+from typing import ClassVar, cast
 
 import grpc
 import pytest
@@ -42,6 +40,7 @@ from tests.support.certificates import Issued, uris
 from tests.support.proxy import Proxy
 from tests.support.sdk_world import SdkWorld, sdk_world
 from tests.support.server import TRUST_DOMAIN, refusal
+from tests.support.watch_load import many_watchers
 from tests.unit.usecases.real_parts import migrated_database
 
 TIMEOUT_S = 30.0
@@ -435,7 +434,7 @@ def test_f31_ten_thousand_idle_watchers(service: SdkWorld, tmp_path: Path) -> No
     limits = WatchLimits(streams=count, streams_of_instance=of_one, heartbeat_s=60.0)
     with watch_server(service, limits) as server, ExitStack() as running:
         before_kib = _resident_kib()
-        watchers = [running.enter_context(_watching(server.port, each)) for each in wishes]
+        watchers = [running.enter_context(many_watchers(server.port, each)) for each in wishes]
         for each in watchers:
             assert each.readline() == "ready\n"
         assert len(server) == count
@@ -471,28 +470,6 @@ def _held_leases(
                     )
                 )
     return wishes
-
-
-@contextmanager
-def _watching(port: int, wishes: list[dict[str, object]]) -> Iterator[IO[str]]:
-    """A process of watchers; what it says."""
-    watchers = subprocess.Popen(
-        [sys.executable, "-m", "tests.support.watch_load"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert watchers.stdin is not None
-        assert watchers.stdout is not None
-        watchers.stdin.write(json.dumps({"port": port, "holders": wishes}))
-        watchers.stdin.close()
-        yield watchers.stdout
-    finally:
-        watchers.kill()
-        watchers.wait()
-        if watchers.stdout is not None:
-            watchers.stdout.close()
 
 
 def _resident_kib() -> int:

@@ -11,16 +11,41 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import grpc
 import grpc.aio
 from modelkms_api.v1 import watch_service_pb2 as pb
 
 METHOD = "/modelkms_api.v1.WatchService/WatchLeases"
+
+
+@contextmanager
+def many_watchers(port: int, holders: Sequence[dict[str, object]]) -> Iterator[IO[str]]:
+    """Such a process; what it says. `holders`: as for `main`."""
+    watchers = subprocess.Popen(
+        [sys.executable, "-m", "tests.support.watch_load"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert watchers.stdin is not None
+        assert watchers.stdout is not None
+        watchers.stdin.write(json.dumps({"port": port, "holders": holders}))
+        watchers.stdin.close()
+        yield watchers.stdout
+    finally:
+        watchers.kill()
+        watchers.wait()
+        if watchers.stdout is not None:
+            watchers.stdout.close()
 
 
 async def main(wishes: dict[str, Any]) -> None:
