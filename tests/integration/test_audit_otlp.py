@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import gzip
 import ssl
-import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
-from opentelemetry.proto.collector.logs.v1 import logs_service_pb2
 
 from kms_service.adapters.audit_chain import Link, check_line, segments
 from kms_service.adapters.audit_stream import AuditStream
@@ -22,58 +17,15 @@ from kms_service.telemetry.metrics import Metrics
 from kms_service.telemetry.otlp_logs import OtlpLines
 from tests.support.audit_logs import lease_record, write_chain
 from tests.support.certificates import TestAuthority
+from tests.support.otlp_collector import Collector, running_collector
 
 RECORDS = 1200
 
 
-class Collector(ThreadingHTTPServer):
-    """Takes log records, and keeps them; answers nothing while `open` is not set."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Receive)
-        self.records: list[Any] = []
-        self.asked, self.open = threading.Event(), threading.Event()
-        self.open.set()
-        self.status = 200
-
-    @property
-    def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/v1/logs"
-
-
-class _Receive(BaseHTTPRequestHandler):
-    server: Collector
-
-    def do_POST(self) -> None:
-        data = self.rfile.read(int(self.headers["Content-Length"]))
-        if self.headers.get("Content-Encoding") == "gzip":
-            data = gzip.decompress(data)
-        self.server.asked.set()
-        self.server.open.wait(60)
-        if self.server.status == 200 and self.path == "/v1/logs":
-            request = logs_service_pb2.ExportLogsServiceRequest.FromString(data)
-            for resource in request.resource_logs:
-                for scope in resource.scope_logs:
-                    self.server.records += scope.log_records
-        self.send_response(self.server.status)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, *args: object) -> None: ...
-
-
 @pytest.fixture
 def collector() -> Iterator[Collector]:
-    server = Collector()
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield server
-    server.open.set()
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with running_collector() as server:
+        yield server
 
 
 def eventually(ask: Callable[[], bool]) -> None:
@@ -91,7 +43,7 @@ def test_the_collectors_copy_is_the_log_and_can_be_verified(
     collector: Collector, tmp_path: Path
 ) -> None:
     dropped: list[int] = []
-    stream = AuditStream(OtlpLines(collector.endpoint), dropped.append)
+    stream = AuditStream(OtlpLines(collector.endpoint("logs")), dropped.append)
     write_chain(tmp_path / "main", map(lease_record, range(RECORDS)), tell=stream.tell)
     eventually(lambda: len(collector.records) == RECORDS)
     stream.close()
@@ -127,7 +79,7 @@ def test_a_configured_collector_is_verified(
     section = AuditSection(
         folder=tmp_path,
         stream="otlp",
-        otlp_endpoint=collector.endpoint.replace("http:", "https:"),
+        otlp_endpoint=collector.endpoint("logs").replace("http:", "https:"),
         otlp_ca_file=ca_file,
     )
     metrics = Metrics([], [], [])
@@ -148,7 +100,7 @@ def test_a_collector_that_hangs_holds_up_nobody_and_what_is_left_out_is_counted(
 ) -> None:
     collector.open.clear()
     dropped: list[int] = []
-    stream = AuditStream(OtlpLines(collector.endpoint), dropped.append, capacity=10)
+    stream = AuditStream(OtlpLines(collector.endpoint("logs")), dropped.append, capacity=10)
     write_chain(tmp_path / "main", [lease_record(0)], tell=stream.tell)
     assert collector.asked.wait(60)
     # The collector has answered nothing yet, and all of these become durable.
@@ -168,7 +120,7 @@ def test_what_a_collector_refuses_is_counted_and_the_next_are_sent(
 ) -> None:
     collector.status = 400
     dropped: list[int] = []
-    stream = AuditStream(OtlpLines(collector.endpoint), dropped.append)
+    stream = AuditStream(OtlpLines(collector.endpoint("logs")), dropped.append)
     write_chain(tmp_path / "main", [lease_record(0)], tell=stream.tell)
     eventually(lambda: dropped == [1])
     collector.status = 200

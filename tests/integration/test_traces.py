@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import grpc
 import hvac
@@ -17,7 +13,6 @@ from modelkms.session import Session
 from modelkms.tracing import TracingInterceptor
 from modelkms_api.v1 import model_service_pb2, model_service_pb2_grpc
 from opentelemetry import trace
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -27,54 +22,16 @@ from kms_service.bootstrap import build
 from kms_service.development.openbao import OpenBao
 from kms_service.development.vault_setup import set_up
 from tests.support.certificates import TestAuthority
+from tests.support.otlp_collector import Collector, running_collector
 from tests.support.service_process import TRUST_DOMAIN, ServiceProcess
 
 TIMEOUT_S = 20.0
 
 
-class Collector(ThreadingHTTPServer):
-    """Takes OTLP over HTTP, and keeps spans and raw bytes."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Receive)
-        self.spans: list[Any] = []
-        self.raw = b""
-
-    @property
-    def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/v1/traces"
-
-
-class _Receive(BaseHTTPRequestHandler):
-    server: Collector
-
-    def do_POST(self) -> None:
-        data = self.rfile.read(int(self.headers["Content-Length"]))
-        if self.headers.get("Content-Encoding") == "gzip":
-            data = gzip.decompress(data)
-        request = trace_service_pb2.ExportTraceServiceRequest.FromString(data)
-        self.server.raw += data
-        for resource in request.resource_spans:
-            for scope in resource.scope_spans:
-                self.server.spans += scope.spans
-        self.send_response(200)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, *args: object) -> None: ...
-
-
 @pytest.fixture
 def collector() -> Iterator[Collector]:
-    server = Collector()
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with running_collector() as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +65,7 @@ def test_one_trace_leads_from_the_client_to_vault_and_into_the_audit_log(
         bao.address,
         bao.ca_file,
         roles.service,
-        {"TRACING__ENDPOINT": collector.endpoint},
+        {"TRACING__ENDPOINT": collector.endpoint("traces")},
     )
     process.migrate()
     service = build(process.config())
