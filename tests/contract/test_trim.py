@@ -12,7 +12,8 @@ from typing import Any
 import hvac.exceptions
 import pytest
 from modelkms.errors import MasterKeyMisconfigured, SecondOfficerRequired
-from modelkms.officer import Officer, VaultDenied, VaultRequestRefused
+from modelkms.officer import Officer
+from modelkms.officer_vault import VaultDenied, VaultRequestRefused
 from modelkms.profile import Profile, VaultProfile
 from modelkms.retirement import trim_master_key
 from modelkms.types import TrimInfo

@@ -26,14 +26,8 @@ from modelkms.errors import (
     UsageError,
     VaultUnavailable,
 )
-from modelkms.officer import (
-    MasterKeyNotFound,
-    Officer,
-    RotationUnknown,
-    VaultDenied,
-    VaultLoginRefused,
-    VaultRequestRefused,
-)
+from modelkms.officer import MasterKeyNotFound, Officer, RotationUnknown
+from modelkms.officer_vault import VaultDenied, VaultLoginRefused, VaultRequestRefused
 from modelkms.profile import VaultProfile
 from requests.adapters import HTTPAdapter
 

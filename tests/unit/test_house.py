@@ -229,6 +229,17 @@ def test_links_between_documents_lead_somewhere() -> None:
     assert broken == []
 
 
+@pytest.mark.parametrize("package", ["client", "kms_service"])
+def test_files_that_comments_and_messages_send_to_are_there(package: str) -> None:
+    sent_to = {
+        target
+        for path in (REPOSITORY / package).rglob("*.py")
+        for target in re.findall(r"\b(?:deploy|docs)/[\w./-]*\w", path.read_text())
+    }
+    assert sent_to, "nothing found: the pattern is wrong"
+    assert [target for target in sorted(sent_to) if not list(REPOSITORY.glob(f"{target}*"))] == []
+
+
 def documents() -> list[Path]:
     return [path for path in tree_files() if path.suffix == ".md"]
 

@@ -19,14 +19,8 @@ from modelkms.errors import (
     VaultThrottled,
     VaultUnavailable,
 )
-from modelkms.officer import (
-    MasterKeyNotFound,
-    Officer,
-    RotationUnknown,
-    VaultDenied,
-    VaultLoginRefused,
-    VaultRequestRefused,
-)
+from modelkms.officer import MasterKeyNotFound, Officer, RotationUnknown
+from modelkms.officer_vault import VaultDenied, VaultLoginRefused, VaultRequestRefused
 from modelkms.profile import VaultProfile
 from requests.adapters import BaseAdapter
 
