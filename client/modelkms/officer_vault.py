@@ -50,8 +50,8 @@ class VaultDenied(NotFoundError):
 
     default_reason = "VAULT_DENIED"
     default_hint = (
-        "the login needs the officer's policy (deploy/vault/policies/officer.hcl); check transit_mount and "
-        "master_key_template in [vault] of the profile"
+        "the login needs the officer's policy (deploy/vault/policies/officer.hcl); check "
+        "transit_mount and master_key_template in [vault] of the profile"
     )
 
 
