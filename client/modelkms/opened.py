@@ -12,17 +12,17 @@ from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, BinaryIO, Protocol, Self, TypeVar
+from typing import Self, TypeVar
 
 from modelkms_api.v1.artifact_pb2 import PAYLOAD_KIND_FILE
 
 from modelkms.artifact.parallel import ProgressBytes
 from modelkms.artifact.pin import ArtifactPin
-from modelkms.artifact.reader import ArtifactReader, Expected, MemberFile
+from modelkms.artifact.reader import ArtifactReader
 from modelkms.artifact.writer import Sink, rewrite_artifact
+from modelkms.copies import ArtifactCopy, ArtifactSource, ModelFile
 from modelkms.download import Downloader
 from modelkms.errors import (
-    ArchiveRejected,
     ArtifactCorrupt,
     LeaseExpired,
     LeaseMaxTtl,
@@ -40,13 +40,9 @@ from modelkms.leasing import LeasedKey, lease_key
 from modelkms.materialize import materialized
 from modelkms.memory_file import MemoryFile
 from modelkms.renewal import LeaseCallback, Tenure
-from modelkms.secret import SecretBytes
 from modelkms.session import Session
 from modelkms.timings import Stopwatch, Timings
 from modelkms.types import LeaseEvent, LeaseInfo, ProgressCallback, VersionInfo
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
 
 _log = logging.getLogger("modelkms")
 
@@ -67,8 +63,10 @@ def open_model(
     watch = Stopwatch()
     with watch.step("lease"):
         leased = lease_key(session, name, attributes)
-    source = _Source(downloader, leased.version, leased.data_key, progress, leased.link, watch)
-    copy: _Copy | None = None
+    source = ArtifactSource(
+        downloader, leased.version, leased.data_key, progress, leased.link, watch
+    )
+    copy: ArtifactCopy | None = None
     try:
         copy = source.open()
         if boottime_s() >= leased.renew_at_s:
@@ -102,8 +100,8 @@ class OpenedModel:
     def __init__(
         self,
         session: Session,
-        source: _Source,
-        copy: _Copy,
+        source: ArtifactSource,
+        copy: ArtifactCopy,
         leased: LeasedKey,
         attributes: Mapping[str, str] | None,
         on_lease_event: LeaseCallback | None,
@@ -112,7 +110,7 @@ class OpenedModel:
         self._source = source
         self._watch = source.watch
         self._copy = copy
-        self._retired: list[_Copy] = []
+        self._retired: list[ArtifactCopy] = []
         self._memory_files: dict[str, MemoryFile] = {}
         self._on_lease_event = on_lease_event
         self._events: list[LeaseEvent] = []
@@ -222,7 +220,7 @@ class OpenedModel:
             authenticate, and ModelClosed after `close`.
         """
         self._begin()
-        return io.BufferedReader(_ModelFile(self._with_fresh_copy, name), _BUFFER_BYTES)
+        return io.BufferedReader(ModelFile(self._with_fresh_copy, name), _BUFFER_BYTES)
 
     def path(self, name: str | None = None) -> str:
         """A path to a file in memory, for libraries that want one; valid in this process and its
@@ -461,127 +459,6 @@ class OpenedModel:
                     self._copy = self._source.open_anew()
                 copy = self._copy
             return act(copy.reader)
-
-
-class _WithFreshCopy(Protocol):
-    def __call__(self, act: Callable[[ArtifactReader], T], /) -> T: ...
-
-
-class _ModelFile(io.RawIOBase):
-    """A file of an opened model that outlives the copy it began on: should that turn out to be
-    damaged, it goes on in the one fetched anew, at the same place.
-    """
-
-    def __init__(self, with_fresh_copy: _WithFreshCopy, name: str | None) -> None:
-        super().__init__()
-        self._with_fresh_copy = with_fresh_copy
-        self._name = name
-        self._reader: ArtifactReader | None = None
-        self._file: MemberFile | None = None
-        self._with_fresh_copy(lambda reader: self._at(reader).tell())  # the name must be there
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: WriteableBuffer) -> int:
-        def act(reader: ArtifactReader) -> int:
-            return self._at(reader).readinto(buffer) or 0
-
-        return self._with_fresh_copy(act)
-
-    def readall(self) -> bytes:
-        return self._with_fresh_copy(lambda reader: self._at(reader).readall())
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        return self._with_fresh_copy(lambda reader: self._at(reader).seek(offset, whence))
-
-    def tell(self) -> int:
-        return self._with_fresh_copy(lambda reader: self._at(reader).tell())
-
-    def _at(self, reader: ArtifactReader) -> MemberFile:
-        if self._file is None or self._reader is not reader:
-            place = self._file.tell() if self._file is not None else 0
-            self._file = reader.open(self._name)
-            self._file.seek(place)
-            self._reader = reader
-        return self._file
-
-
-class _Copy:
-    """A reader and the file it reads from."""
-
-    def __init__(self, reader: ArtifactReader, file: BinaryIO) -> None:
-        self.reader = reader
-        self._file = file
-
-    def close(self) -> None:
-        self.reader.close()
-        self._file.close()
-
-
-class _Source:
-    """Where the artifact of an opened model comes from, now and once more if it is damaged."""
-
-    def __init__(
-        self,
-        downloader: Downloader,
-        version: VersionInfo,
-        data_key: SecretBytes,
-        progress: ProgressCallback | None,
-        link: str,
-        watch: Stopwatch,
-    ) -> None:
-        self.watch = watch
-        self._downloader = downloader
-        self._version = version
-        self._data_key = data_key
-        self._progress = progress
-        self._link = link
-
-    def open(self) -> _Copy:
-        try:
-            return self._open()
-        except ArtifactCorrupt:
-            return self.open_anew()
-
-    def open_anew(self) -> _Copy:
-        """
-        Raises:
-            ArtifactCorrupt: what the store has is damaged too.
-        """
-        _log.warning("a cached artifact does not authenticate: fetching it anew")
-        self._downloader.drop(self._version)
-        return self._open()
-
-    def _open(self) -> _Copy:
-        with self.watch.step("download"):
-            file = self._downloader.open(
-                self._version, self._progress, self._authenticates, self._link
-            )
-        try:
-            with self.watch.step("decrypt"):
-                return _Copy(self._read(file), file)
-        except BaseException:
-            file.close()
-            raise
-
-    def _read(self, file: BinaryIO) -> ArtifactReader:
-        version = self._version
-        expected = Expected(version.name, version.uid, version.artifact_id, version.pin)
-        return ArtifactReader(file, self._data_key.reveal(), expected)
-
-    def _authenticates(self, file: BinaryIO) -> bool:
-        try:
-            with self._read(file) as reader:
-                reader.verify()
-        except ArtifactCorrupt:
-            return False
-        except ArchiveRejected:
-            return True  # encrypted under the key, whatever it is
-        return True
 
 
 def _require_new(target: Path) -> None:
