@@ -10,6 +10,7 @@ from sqlalchemy.exc import IntegrityError
 
 from kms_service.adapters.database import schema
 from kms_service.adapters.database.pages import decode_token, encode_token, page_of
+from kms_service.adapters.database.prepared import Prepared
 from kms_service.adapters.database.seen import look_once
 from kms_service.adapters.database.times import from_us, to_us
 from kms_service.domain.catalogue import Alias, Model, Project
@@ -17,18 +18,24 @@ from kms_service.domain.errors import ResourceExists
 from kms_service.domain.names import AliasName, ModelName, ProjectName
 from kms_service.domain.ports import Page
 
-# Of every lease. Built once: to build a statement takes longer than to execute it.
-_PROJECT = select(schema.projects).where(schema.projects.c.project == bindparam("project"))
-_MODEL = select(schema.models).where(
-    schema.models.c.project == bindparam("project"),
-    schema.models.c.model == bindparam("model"),
+# Of every lease (see `prepared`).
+_PROJECT = Prepared(
+    select(schema.projects).where(schema.projects.c.project == bindparam("project"))
 )
-_ALIAS = select(schema.aliases).where(
-    schema.aliases.c.project == bindparam("project"),
-    schema.aliases.c.model == bindparam("model"),
-    schema.aliases.c.alias == bindparam("alias"),
+_MODEL = Prepared(
+    select(schema.models).where(
+        schema.models.c.project == bindparam("project"),
+        schema.models.c.model == bindparam("model"),
+    )
 )
-_ALIASES_OF_MODEL = (
+_ALIAS = Prepared(
+    select(schema.aliases).where(
+        schema.aliases.c.project == bindparam("project"),
+        schema.aliases.c.model == bindparam("model"),
+        schema.aliases.c.alias == bindparam("alias"),
+    )
+)
+_ALIASES_OF_MODEL = Prepared(
     select(schema.aliases.c.number, schema.aliases.c.alias)
     .where(
         schema.aliases.c.project == bindparam("project"),
@@ -48,7 +55,7 @@ class SqlProjectTable:
         return look_once(self._connection, name, lambda: self._look(name))
 
     def _look(self, name: ProjectName) -> Project | None:
-        row = self._connection.execute(_PROJECT, {"project": name.project}).one_or_none()
+        row = _PROJECT.one(self._connection, {"project": name.project})
         return _project(row) if row is not None else None
 
     def insert(self, project: Project) -> None:
@@ -83,7 +90,7 @@ class SqlModelTable:
 
     def _look(self, name: ModelName) -> Model | None:
         wanted = {"project": name.project, "model": name.model}
-        row = self._connection.execute(_MODEL, wanted).one_or_none()
+        row = _MODEL.one(self._connection, wanted)
         return _model(row) if row is not None else None
 
     def insert(self, model: Model) -> None:
@@ -125,7 +132,7 @@ class SqlAliasTable:
 
     def _look(self, name: AliasName) -> Alias | None:
         wanted = {"project": name.project, "model": name.model, "alias": name.alias}
-        row = self._connection.execute(_ALIAS, wanted).one_or_none()
+        row = _ALIAS.one(self._connection, wanted)
         return _alias(row) if row is not None else None
 
     def put(self, alias: Alias) -> None:
@@ -166,9 +173,8 @@ class SqlAliasTable:
 
     def _look_of_versions(self, parent: ModelName) -> Mapping[int, tuple[str, ...]]:
         wanted = {"project": parent.project, "model": parent.model}
-        rows = self._connection.execute(_ALIASES_OF_MODEL, wanted)
         found: dict[int, tuple[str, ...]] = {}
-        for number, alias in rows:
+        for number, alias in _ALIASES_OF_MODEL.all(self._connection, wanted):
             found[number] = (*found.get(number, ()), alias)
         return found
 

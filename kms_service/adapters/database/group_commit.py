@@ -136,8 +136,7 @@ class GroupCommit:
         Raises:
             DatabaseError: the transaction as a whole may be gone (a full disk ends it).
         """
-        # In the driver's words: SQLAlchemy's savepoints take as long as a lease's statements.
-        connection.exec_driver_sql(_SAVEPOINT)
+        _say(connection, _SAVEPOINT)
         try:
             entry.run(connection)
         except IntegrityError as error:
@@ -150,11 +149,19 @@ class GroupCommit:
             _undo(connection)
             entry.error = error
         else:
-            connection.exec_driver_sql(_RELEASE)
+            _say(connection, _RELEASE)
 
 
 def _undo(connection: Connection) -> None:
-    connection.exec_driver_sql(f"ROLLBACK TO {_NAME}")
+    _say(connection, f"ROLLBACK TO {_NAME}")
     if (seen := seen_of(connection)) is not None:
         seen.forget()
-    connection.exec_driver_sql(_RELEASE)
+    _say(connection, _RELEASE)
+
+
+def _say(connection: Connection, sql: str) -> None:
+    """To the driver itself: SQLAlchemy's savepoints take as long as a lease's statements."""
+    if (seen := seen_of(connection)) is None:
+        connection.exec_driver_sql(sql)
+    else:
+        seen.driver.run(sql, ())

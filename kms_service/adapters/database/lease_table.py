@@ -11,6 +11,7 @@ from sqlalchemy import Connection, Row, and_, func, insert, or_, select, update
 
 from kms_service.adapters.database import schema
 from kms_service.adapters.database.pages import decode_token, encode_token, page_of
+from kms_service.adapters.database.prepared import Prepared
 from kms_service.adapters.database.seen import seen_of
 from kms_service.adapters.database.standing_tables import last_revocation, next_revocation
 from kms_service.adapters.database.times import from_us, to_us
@@ -20,8 +21,10 @@ from kms_service.domain.names import LeaseName, VersionName
 from kms_service.domain.ports import LeaseFilter, Page, Revoked
 
 _TABLE = schema.leases
-_INSERT = insert(_TABLE)
-"""Built once (see `catalogue_tables`)."""
+_INSERT = Prepared(
+    insert(_TABLE), [column.name for column in _TABLE.columns if column is not _TABLE.c.revocation]
+)
+"""Of every lease (see `prepared`)."""
 
 
 class SqlLeaseTable:
@@ -35,8 +38,8 @@ class SqlLeaseTable:
         return _lease(row) if row is not None else None
 
     def insert(self, lease: Lease) -> None:
-        self._connection.execute(
-            _INSERT,
+        _INSERT.run(
+            self._connection,
             {
                 "project": lease.name.project,
                 "lease": lease.name.lease,

@@ -9,8 +9,8 @@ block, freeze and revocation that was committed before they came.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol, TypeVar, cast
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol, TypeVar, cast
 
 from sqlalchemy import Connection
 
@@ -24,6 +24,13 @@ _MOST = 1024
 class Driver(Protocol):
     """A connection of SQLite's driver."""
 
+    def run(self, sql: str, values: Sequence[object]) -> Iterable[Sequence[Any]]:
+        """The rows that a statement gives.
+
+        Raises:
+            sqlalchemy.exc.DatabaseError.
+        """
+
     @property
     def total_changes(self) -> int:
         """Rows written since it was opened, by statements, cascades and triggers."""
@@ -33,12 +40,12 @@ class Seen:
     """Of one transaction on this connection."""
 
     def __init__(self, driver: Driver) -> None:
-        self._driver = driver
+        self.driver = driver
         self._changes = driver.total_changes
         self._rows: dict[object, object] = {}
 
     def once(self, key: object, look: Callable[[], T]) -> T:
-        changes = self._driver.total_changes
+        changes = self.driver.total_changes
         if changes != self._changes or len(self._rows) >= _MOST:
             self._rows.clear()
             self._changes = changes
@@ -55,9 +62,9 @@ class Seen:
         self._rows.clear()
 
 
-def remembering(connection: Connection) -> dict[str, object]:
+def remembering(driver: Driver) -> dict[str, object]:
     """Execution options of a transaction in which rows are looked up once."""
-    return {_OPTION: Seen(cast("Driver", connection.connection.driver_connection))}
+    return {_OPTION: Seen(driver)}
 
 
 def seen_of(connection: Connection) -> Seen | None:

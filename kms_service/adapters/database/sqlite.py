@@ -7,14 +7,14 @@ which can lose a committed transaction.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any, TypeVar
 
 from pysqlite3 import dbapi2 as sqlite
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError
+from sqlalchemy.exc import ArgumentError, DatabaseError, DBAPIError, IntegrityError
 
 from kms_service.adapters.database.engine import EngineOptions, translated
 from kms_service.adapters.database.group_commit import GroupCommit
@@ -54,7 +54,7 @@ class SqliteTransactions:
     @contextmanager
     def read(self) -> Iterator[Connection]:
         with translated(meaning_of), self.engine.connect() as plain:
-            connection = plain.execution_options(**remembering(plain))
+            connection = plain.execution_options(**remembering(_Driver(plain)))
             with connection.begin():
                 yield connection
 
@@ -64,7 +64,7 @@ class SqliteTransactions:
             raise StateUnavailable
         try:
             with translated(meaning_of), self.engine.connect() as plain:
-                connection = plain.execution_options(writes=True, **remembering(plain))
+                connection = plain.execution_options(writes=True, **remembering(_Driver(plain)))
                 with connection.begin():
                     yield connection
         finally:
@@ -109,6 +109,24 @@ class SqliteTransactions:
     def upgrade(self) -> Iterator[Connection]:
         with self.write() as connection:
             yield connection
+
+
+class _Driver:
+    """Implements `seen.Driver` on a connection's own driver."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._driver: Any = connection.connection.driver_connection
+
+    def run(self, sql: str, values: Sequence[object]) -> Iterable[Sequence[Any]]:
+        try:
+            rows: Sequence[Sequence[Any]] = self._driver.execute(sql, values).fetchall()
+        except sqlite.Error as error:
+            raise DBAPIError.instance(sql, None, error, sqlite.Error) from error
+        return rows
+
+    @property
+    def total_changes(self) -> int:
+        return int(self._driver.total_changes)
 
 
 def _engine(url: str, connections: int) -> Engine:

@@ -8,15 +8,16 @@ from sqlalchemy import Connection, Row, bindparam, delete, insert, or_, select, 
 
 from kms_service.adapters.database import schema
 from kms_service.adapters.database.pages import decode_token, encode_token, page_of
+from kms_service.adapters.database.prepared import Prepared
 from kms_service.adapters.database.seen import look_once
 from kms_service.adapters.database.times import from_us, to_us
 from kms_service.domain.names import ProjectName
 from kms_service.domain.ports import Page
 from kms_service.domain.standing import Block, Freeze
 
-# Of every lease, so built once (see `catalogue_tables`).
-_BLOCK = select(schema.blocks).where(schema.blocks.c.principal == bindparam("principal"))
-_FREEZE = select(schema.freezes).where(schema.freezes.c.project == bindparam("project"))
+# Of every lease (see `prepared`).
+_BLOCK = Prepared(select(schema.blocks).where(schema.blocks.c.principal == bindparam("principal")))
+_FREEZE = Prepared(select(schema.freezes).where(schema.freezes.c.project == bindparam("project")))
 
 
 class SqlBlockTable:
@@ -29,7 +30,7 @@ class SqlBlockTable:
         return look_once(self._connection, ("block", principal), lambda: self._look(principal))
 
     def _look(self, principal: str) -> Block | None:
-        row = self._connection.execute(_BLOCK, {"principal": principal}).one_or_none()
+        row = _BLOCK.one(self._connection, {"principal": principal})
         return _block(row) if row is not None else None
 
     def put(self, block: Block) -> None:
@@ -73,7 +74,7 @@ class SqlFreezeTable:
         return look_once(self._connection, ("freeze", name), lambda: self._look(name))
 
     def _look(self, name: ProjectName) -> Freeze | None:
-        row = self._connection.execute(_FREEZE, {"project": name.project}).one_or_none()
+        row = _FREEZE.one(self._connection, {"project": name.project})
         return _freeze(row) if row is not None else None
 
     def put(self, freeze: Freeze) -> None:

@@ -11,6 +11,7 @@ from sqlalchemy.exc import IntegrityError
 
 from kms_service.adapters.database import schema
 from kms_service.adapters.database.pages import decode_token, encode_token, page_of
+from kms_service.adapters.database.prepared import Prepared
 from kms_service.adapters.database.seen import look_once
 from kms_service.adapters.database.times import duration_us, from_us, to_us
 from kms_service.domain.catalogue import (
@@ -36,12 +37,14 @@ _DESTRUCTION = (
     "destroy_time_us",
 )
 
-_GET = select(_TABLE).where(
-    _TABLE.c.project == bindparam("project"),
-    _TABLE.c.model == bindparam("model"),
-    _TABLE.c.number == bindparam("number"),
+_GET = Prepared(
+    select(_TABLE).where(
+        _TABLE.c.project == bindparam("project"),
+        _TABLE.c.model == bindparam("model"),
+        _TABLE.c.number == bindparam("number"),
+    )
 )
-"""Of every lease, so built once (see `catalogue_tables`)."""
+"""Of every lease (see `prepared`)."""
 
 
 class SqlVersionTable:
@@ -55,7 +58,7 @@ class SqlVersionTable:
 
     def _look(self, name: VersionName) -> Version | None:
         wanted = {"project": name.project, "model": name.model, "number": name.number}
-        row = self._connection.execute(_GET, wanted).one_or_none()
+        row = _GET.one(self._connection, wanted)
         return _version(row) if row is not None else None
 
     def get_by_request(self, model: ModelName, publisher: str, request_id: str) -> Version | None:

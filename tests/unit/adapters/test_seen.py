@@ -34,8 +34,8 @@ class Rig:
         self.statements: list[str] = []
         event.listen(
             database._transactions.engine,
-            "before_cursor_execute",
-            lambda _connection, _cursor, statement, *_rest: self.statements.append(statement),
+            "checkout",
+            lambda driver, *_rest: driver.set_trace_callback(self.statements.append),
         )
 
     def of(self, table: str) -> int:
