@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from modelkms.errors import CacheUnsafe, LocalDiskError, LocalDiskFull, ModelKmsError
+from modelkms.libc import libc
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h
@@ -154,7 +155,7 @@ def start_writing_back(descriptor: int, offset: int, length: int) -> None:
     """
     if sys.platform == "linux":
         begin, count = ctypes.c_int64(offset), ctypes.c_int64(length)
-        ctypes.CDLL(None).sync_file_range(descriptor, begin, count, _SYNC_FILE_RANGE_WRITE)
+        libc().sync_file_range(descriptor, begin, count, _SYNC_FILE_RANGE_WRITE)
 
 
 def write_all(descriptor: int, data: bytes | memoryview) -> None:

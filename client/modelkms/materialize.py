@@ -22,6 +22,7 @@ from pathlib import Path
 from modelkms import _reaper
 from modelkms.errors import CacheUnsafe, LocalDiskFull, MemoryStorageMissing, ModelKmsError
 from modelkms.folders import free_bytes, local_error, make_private, open_private
+from modelkms.libc import libc
 from modelkms.swap import files_kept_in_memory
 
 _log = logging.getLogger("modelkms")
@@ -112,8 +113,7 @@ def is_memory_backed(folder: Path) -> bool:
         return False
     # struct statfs begins with the type, a long, on every 64-bit Linux; it is under 256 bytes.
     answer = ctypes.create_string_buffer(256)
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.statfs(os.fsencode(folder), answer) != 0:
+    if libc().statfs(os.fsencode(folder), answer) != 0:
         return False
     return ctypes.c_long.from_buffer(answer).value & 0xFFFFFFFF in _MEMORY_MAGIC
 

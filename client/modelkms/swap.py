@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from modelkms.libc import libc
+
 _log = logging.getLogger("modelkms")
 
 _SWAPS = Path("/proc/swaps")
@@ -75,9 +77,7 @@ class KeptFile:
         # Private and read-only, by mmap(2) itself: a shared or writable mapping would be in the
         # way of sealing, or be given copies of the pages; and the address of a read-only mmap
         # object cannot be had.
-        libc = ctypes.CDLL(None)
-        libc.mmap.restype = ctypes.c_void_p
-        address = libc.mmap(
+        address = libc().mmap(
             None,
             ctypes.c_size_t(length_bytes),
             mmap.PROT_READ,
@@ -95,8 +95,7 @@ class KeptFile:
     def close(self) -> None:
         """Idempotent."""
         if self._address is not None:
-            libc = ctypes.CDLL(None)
-            libc.munmap(ctypes.c_void_p(self._address), ctypes.c_size_t(self._length))
+            libc().munmap(ctypes.c_void_p(self._address), ctypes.c_size_t(self._length))
             self._address = None
 
 
@@ -128,8 +127,7 @@ def _locked(address: int, length_bytes: int, flags: int) -> bool:
     page = os.sysconf("SC_PAGE_SIZE")
     start = address // page * page
     length = address + length_bytes - start
-    libc = ctypes.CDLL(None)
-    return bool(libc.mlock2(ctypes.c_void_p(start), ctypes.c_size_t(length), flags) == 0)
+    return bool(libc().mlock2(ctypes.c_void_p(start), ctypes.c_size_t(length), flags) == 0)
 
 
 def _warn(areas: list[str]) -> None:

@@ -16,7 +16,7 @@ from unittest import mock
 
 from modelkms.artifact import ArtifactReader, write_artifact
 from modelkms.artifact.buffers import FreshMemory
-from modelkms.artifact.floe import Encryptor
+from modelkms.artifact.floe import Decryptor, Encryptor
 from modelkms.artifact.parallel import CHUNK_BYTES, THREADS, Work
 from modelkms.artifact.sources import FileSource
 from modelkms_api.artifact import DEFAULT_SEGMENT_BYTES
@@ -163,10 +163,15 @@ def _opening(
         with ArtifactReader(stored, _KEY) as reader:
             act(reader)
 
+    def ceiling() -> None:
+        with _without_decryption():
+            opened(ArtifactReader.memory)
+
     base = "parallel preadv into the same memory"
     series = interleave(
         {
             base: lambda: _read_plain(source, size),
+            "memory() without cryptography": ceiling,
             "open, memory()": lambda: opened(ArtifactReader.memory),
             "open, read()": lambda: opened(ArtifactReader.read),
             "verify only": lambda: opened(ArtifactReader.verify),
@@ -182,6 +187,18 @@ def _opening(
         f"{rounds} rounds, page cache warm, two threads, pages of 2 MiB on both sides.\n\n"
         + _table(series, dict.fromkeys(series, base), size)
     )
+
+
+@contextmanager
+def _without_decryption() -> Iterator[None]:
+    """Reads into scratch and has the pages (of 2 MiB) of fresh memory come: what the layout itself
+    costs."""
+
+    def touch(_: Decryptor, _at: int, _last: bool, segment: memoryview, out: memoryview) -> None:
+        out[0], out[-1] = segment[0], segment[-1]
+
+    with mock.patch.object(Decryptor, "decrypt_into", touch):
+        yield
 
 
 def _read_plain(source: Path, size: int) -> None:

@@ -11,6 +11,7 @@ import io
 import mmap
 import sys
 
+from modelkms.libc import libc
 from modelkms.swap import keep_in_memory
 
 HUGE_PAGE_BYTES = 2 << 20
@@ -94,4 +95,4 @@ def _prepare(view: memoryview) -> None:
     keep_in_memory(begin, len(view))
     start = -(-begin // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
     length = (begin + len(view) - start) // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES
-    ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.MADV_HUGEPAGE)
+    libc().madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.MADV_HUGEPAGE)

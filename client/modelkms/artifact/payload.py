@@ -21,6 +21,9 @@ from modelkms.artifact.sources import ArtifactSource, read_all_into
 
 _PARALLEL_BYTES = 4 << 20
 """Below this a second thread costs more than it brings."""
+_PART_BYTES = 4 << 20
+"""Of fresh memory a thread fills so much on end: where two of them meet on one page of 2 MiB, both
+clear it."""
 _CACHE_BYTES = 4 << 20
 _MIN_CACHED_SEGMENTS = 2
 _THREAD_NAME = "modelkms-decrypt"
@@ -180,31 +183,38 @@ class Payload:
     def _fill(self, offset: int, view: memoryview, threads: int) -> None:
         """Decrypt into `view`, which is private until this returns. It holds unverified plaintext
         after a failure: the caller wipes it."""
-        end = offset + len(view)
-        work = Work(self._positions(offset, len(view)), self._segments_each)
+        part = min(_PART_BYTES, len(view) // (2 * threads)) // self._body.segment_length
+        work = Work(self._positions(offset, len(view)), max(self._segments_each, part))
 
         def run() -> None:
             scratch = _Scratch.of(self._body, self._segments_each, 1)
             try:
-                while (positions := work.take()) is not None:
-                    encrypted = self._encrypted(positions, scratch)
-                    for position in positions:
-                        at = self._body.plain(position)
-                        segment = encrypted[self._within(position, positions)]
-                        if offset <= at.start and at.stop <= end:
-                            out = view[at.start - offset : at.stop - offset]
-                            self._decrypt_one(position, segment, out)
-                        else:  # it reaches out of the range
-                            out = scratch.plain[: at.stop - at.start]
-                            self._decrypt_one(position, segment, out)
-                            start, stop = max(at.start, offset), min(at.stop, end)
-                            view[start - offset : stop - offset] = out[
-                                start - at.start : stop - at.start
-                            ]
+                while (taken := work.take()) is not None:
+                    for first in range(0, len(taken), self._segments_each):
+                        if work.failed:
+                            return
+                        positions = taken[first : first + self._segments_each]
+                        self._fill_chunk(positions, offset, view, scratch)
             finally:
                 wipe(scratch.plain)
 
         work.run(run, threads, _THREAD_NAME)
+
+    def _fill_chunk(
+        self, positions: range, offset: int, view: memoryview, scratch: _Scratch
+    ) -> None:
+        end = offset + len(view)
+        encrypted = self._encrypted(positions, scratch)
+        for position in positions:
+            at = self._body.plain(position)
+            segment = encrypted[self._within(position, positions)]
+            if offset <= at.start and at.stop <= end:
+                self._decrypt_one(position, segment, view[at.start - offset : at.stop - offset])
+            else:  # it reaches out of the range
+                out = scratch.plain[: at.stop - at.start]
+                self._decrypt_one(position, segment, out)
+                start, stop = max(at.start, offset), min(at.stop, end)
+                view[start - offset : stop - offset] = out[start - at.start : stop - at.start]
 
     @property
     def _segments_each(self) -> int:
