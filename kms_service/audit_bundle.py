@@ -6,8 +6,8 @@
     destructions.jsonl   records of destruction
     administration.jsonl records of all else that changed something
     inventory.json       projects, master keys, models and versions, as they are when it is made
-    policies/            the policy set in force when it is made
-    checkpoints/         that vouch for the log
+    policies/EPOCH/      each policy set that decided in that time, as the log has it
+    checkpoints/         that vouch for the log, and the keys that verify them
 
 The log is checked while it is read; a log that does not hold makes no bundle.
 """
@@ -27,8 +27,10 @@ from pathlib import Path
 from typing import Any
 
 from kms_service import __version__
-from kms_service.adapters.audit_query import Record, RecordFilter, matching
+from kms_service.adapters.audit_policies import RecordedPolicies, RecordedSet
+from kms_service.adapters.audit_query import Record, RecordFilter, by_right, matching
 from kms_service.adapters.audit_reading import Reading
+from kms_service.adapters.signed_note import VerifierKey
 from kms_service.domain.catalogue import Project, Version
 from kms_service.domain.errors import MasterKeyMisconfigured, Unavailable
 from kms_service.domain.ports import Database, MasterKeys, Transaction
@@ -64,7 +66,7 @@ class _Access:
             self.leases += 1
         self.first = self.first or record["time"]
         self.last = record["time"]
-        self.policies.update(record["policies"])
+        self.policies.update(by_right(record))
 
 
 class Bundle:
@@ -79,6 +81,7 @@ class Bundle:
         self._until = until
         self._files: dict[str, bytes] = {}
         self._log: list[str] = []
+        self._policy_sets: dict[str, str] = {}
 
     def add_records(self, reading: Reading) -> bool:
         """Sort the records of that time into lists; whether the log holds.
@@ -90,7 +93,10 @@ class Bundle:
         lists: dict[str, list[bytes]] = {
             name: [] for name in ("rotations", "destructions", "administration")
         }
-        for record in matching(reading, RecordFilter(since=self._since, until=self._until)):
+        policies, epochs = RecordedPolicies(), set()
+        of_that_time = RecordFilter(since=self._since, until=self._until)
+        for record in matching(reading, of_that_time, policies):
+            epochs.add(record.get("policy_epoch", ""))
             if record["event"] in _ACCESS:
                 version = record["details"].get("version") or record["resource"]
                 access.setdefault((record["principal"], version), _Access()).add(record)
@@ -101,7 +107,16 @@ class Bundle:
         self._log = [chain.summary for chain in verification.chains]
         self._files["access.csv"] = _access_list(access)
         self._files |= {f"{name}.jsonl": b"".join(lines) for name, lines in lists.items()}
+        for epoch in sorted(epochs - {""}):
+            self._add_policy_set(epoch, policies.find(epoch))
         return not verification.faulty
+
+    def _add_policy_set(self, epoch: str, found: RecordedSet | None) -> None:
+        """A reader can hash the files: they are of this epoch, or not the set that decided."""
+        self._policy_sets[epoch] = "whole" if found is not None else "not in this log"
+        if found is not None:
+            for name, text in found.files.named.items():
+                self._files[f"policies/{epoch}/{name}"] = text.encode()
 
     @property
     def log(self) -> list[str]:
@@ -117,12 +132,16 @@ class Bundle:
             projects = [_project(tx, project, master_keys) for project in _projects(tx)]
         self._files["inventory.json"] = _json({"projects": projects})
 
-    def add_folder(self, name: str, files: Iterable[Path]) -> None:
+    def add_checkpoints(self, notes: Mapping[str, bytes], keys: Iterable[VerifierKey]) -> None:
         """
-        Raises:
-            OSError: a file cannot be read.
+        Args:
+            notes: by name, as they were shipped.
+            keys: that verify them.
         """
-        self._files |= {f"{name}/{path.name}": path.read_bytes() for path in files}
+        self._files |= {f"checkpoints/{name}": note for name, note in notes.items()}
+        if notes:
+            lines = "".join(f"{key}\n" for key in keys)
+            self._files["checkpoints/public-keys"] = lines.encode()
 
     def write(self, out: Path, made_at: datetime) -> None:
         """The tar file, whole or not at all. Its bytes depend on its contents only.
@@ -137,6 +156,7 @@ class Bundle:
             "made_at": made_at.isoformat(),
             "made_by": f"modelkms-server {__version__}",
             "log": self._log,
+            "policy_sets": self._policy_sets,
             "files": {
                 name: hashlib.sha256(data).hexdigest() for name, data in sorted(self._files.items())
             },

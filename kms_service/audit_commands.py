@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kms_service.config import load
+from kms_service.config import Config, load
 from kms_service.console import CORRUPT, fail, say, tell
-from kms_service.domain.audit import Checkpoint
+from kms_service.domain.audit import SHORT_EPOCH, Checkpoint
 from kms_service.domain.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from kms_service.adapters.audit_policies import RecordedPolicies
     from kms_service.adapters.audit_query import Record
     from kms_service.adapters.audit_reading import Verification
+    from kms_service.adapters.signed_note import VerifierKey
+    from kms_service.adapters.vault import VaultMasterKeys
 
 audit_app = typer.Typer(help="The audit log.", no_args_is_help=True)
 
@@ -39,7 +41,6 @@ CheckpointFiles = Annotated[
 ConfigFile = Annotated[
     Path, typer.Option("--config", metavar="FILE", help="The TOML configuration file.")
 ]
-_SHORT = 12
 _Right = tuple[str, str]
 """Epoch of a policy set, id of a policy in it."""
 _COLUMNS = ("TIME", "CHAIN", "RECORD", "EVENT", "OUTCOME", "PRINCIPAL", "ON", "UNTIL", "POLICIES")
@@ -130,27 +131,33 @@ def bundle_command(
     public_key: PublicKey = None,
     checkpoint: CheckpointFiles = None,
 ) -> None:
-    """Collect what an audit asks for: access list, rotations, destructions, inventory."""
+    """Collect what an audit asks for: access list, policies, rotations, destructions, inventory.
+
+    Checkpoints are fetched from where they were shipped, unless others are given.
+    """
     from kms_service.adapters.audit_reading import Reading
     from kms_service.audit_bundle import Bundle
     from kms_service.parts import open_database, open_vault
 
     settings = load(config)
     folder = folder or settings.audit.folder
-    checkpoints = _checkpoints(public_key, checkpoint or [])
-    bundle = Bundle(_time(since, "--from"), _time(until, "--to", end=True))
-    with _reading(folder):
-        whole = bundle.add_records(Reading(folder, checkpoints))
-    for line in bundle.log:
-        tell("log" if whole else "error", line)
-    if not whole:
-        fail("the log does not hold", "keep the folder as it is: it is evidence", CORRUPT)
+    first, last = _time(since, "--from"), _time(until, "--to", end=True)
+    bundle = Bundle(first, last)
     with closing(open_database(settings)) as database, closing(open_vault(settings)) as vault:
+        if checkpoint:
+            notes, keys = _notes(checkpoint), _keys(public_key)
+        else:
+            notes = _shipped(settings, first, last)
+            keys = _keys(public_key) if public_key is not None else _vaults_keys(settings, vault)
+        with _reading(folder):
+            whole = bundle.add_records(Reading(folder, _verified(notes, keys)))
+        for line in bundle.log:
+            tell("log" if whole else "error", line)
+        if not whole:
+            fail("the log does not hold", "keep the folder as it is: it is evidence", CORRUPT)
         bundle.add_inventory(database, vault)
+    bundle.add_checkpoints(notes, keys)
     try:
-        policies = (path for path in sorted(settings.policy.folder.iterdir()) if path.is_file())
-        bundle.add_folder("policies", policies)
-        bundle.add_folder("checkpoints", [*_notes(checkpoint or [])][-1:])
         bundle.write(out, datetime.now(UTC))
     except OSError as error:
         raise ConfigurationError(f"{error.filename}: {error.strerror}") from error
@@ -160,50 +167,79 @@ def bundle_command(
 @audit_app.command("public-key")
 def public_key_command(config: ConfigFile) -> None:
     """Print the keys that verify checkpoints, from Vault. Keep them apart from the log."""
-    from kms_service.parts import note_signer, open_vault
+    from kms_service.parts import open_vault
 
     settings = load(config)
-    place = settings.audit.checkpoints
-    if place is None:
+    if settings.audit.checkpoints is None:
         raise ConfigurationError("audit.checkpoints: is not set, so nothing is signed; add it")
     with closing(open_vault(settings)) as vault:
-        for _, key in sorted(note_signer(vault, place).verifiers().items()):
+        for key in _vaults_keys(settings, vault):
             say(str(key))
 
 
 def _checkpoints(public_key: Path | None, files: Sequence[Path]) -> list[Checkpoint]:
     """What the files say, once their signatures are verified."""
-    from kms_service.adapters.signed_note import NoteInvalid, VerifierKey, open_note
+    return _verified(_notes(files), _keys(public_key)) if files else []
 
-    if not files:
-        return []
+
+def _notes(files: Sequence[Path]) -> dict[str, bytes]:
+    """By name; of a folder all that end in `.note`."""
+    notes: dict[str, bytes] = {}
+    for file in files:
+        for note in sorted(file.glob("*.note")) if file.is_dir() else [file]:
+            try:
+                data = note.read_bytes()
+            except OSError as error:
+                raise ConfigurationError(f"--checkpoint: {note}: {error.strerror}") from error
+            if notes.setdefault(note.name, data) != data:
+                fail(f"checkpoint {note} differs from another copy", "keep both", CORRUPT)
+    if not notes:
+        raise ConfigurationError(f"--checkpoint: {files[0]} holds no *.note files")
+    return notes
+
+
+def _shipped(settings: Config, since: datetime, until: datetime) -> dict[str, bytes]:
+    """Of that time, from where they are shipped; none where nothing is."""
+    from kms_service.parts import open_checkpoint_store
+    from kms_service.shipped_checkpoints import telling
+
+    place = settings.audit.checkpoints
+    return telling(open_checkpoint_store(place), since, until) if place is not None else {}
+
+
+def _keys(public_key: Path | None) -> list[VerifierKey]:
+    from kms_service.adapters.signed_note import VerifierKey
+
     if public_key is None:
         raise ConfigurationError("--checkpoint: proves nothing without --public-key; give both")
     try:
-        keys = [VerifierKey.parse(line) for line in public_key.read_text().split()]
+        return [VerifierKey.parse(line) for line in public_key.read_text().split()]
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"--public-key: {public_key} holds no verifier keys") from error
+
+
+def _vaults_keys(settings: Config, vault: VaultMasterKeys) -> list[VerifierKey]:
+    """As Vault has them now, oldest first; none where nothing is signed."""
+    from kms_service.parts import note_signer
+
+    place = settings.audit.checkpoints
+    if place is None:
+        return []
+    return [key for _, key in sorted(note_signer(vault, place).verifiers().items())]
+
+
+def _verified(notes: Mapping[str, bytes], keys: Sequence[VerifierKey]) -> list[Checkpoint]:
+    from kms_service.adapters.signed_note import NoteInvalid, open_note
+
     checkpoints = []
-    for note in _notes(files):
+    for name, note in notes.items():
         try:
-            checkpoints.append(Checkpoint.parse(open_note(note.read_bytes(), keys)))
-        except OSError as error:
-            raise ConfigurationError(f"--checkpoint: {note}: {error.strerror}") from error
+            checkpoints.append(Checkpoint.parse(open_note(note, keys)))
         except NoteInvalid as error:
-            fail(f"checkpoint {note} {error}", "it proves nothing, and may be forged", CORRUPT)
+            fail(f"checkpoint {name} {error}", "it proves nothing, and may be forged", CORRUPT)
         except ValueError:
-            fail(f"checkpoint {note} is none of an audit log", None, CORRUPT)
-    if not checkpoints:
-        raise ConfigurationError(f"--checkpoint: {files[0]} holds no *.note files")
+            fail(f"checkpoint {name} is none of an audit log", None, CORRUPT)
     return checkpoints
-
-
-def _notes(files: Sequence[Path]) -> Iterator[Path]:
-    for file in files:
-        if file.is_dir():
-            yield from sorted(file.glob("*.note"))
-        else:
-            yield file
 
 
 def _end_with(found: Verification, say_whole: Callable[[str], None]) -> None:
@@ -250,7 +286,7 @@ def _row(record: Record) -> tuple[str, ...]:
 def _by(record: Record) -> str:
     """`readers@1f3a…`: policies, and the beginning of the epoch of their set."""
     policies, epoch = ",".join(record["policies"]), record.get("policy_epoch", "")
-    return f"{policies}@{epoch[:_SHORT]}" if policies and epoch else policies
+    return f"{policies}@{epoch[:SHORT_EPOCH]}" if policies and epoch else policies
 
 
 def _noting(rights: dict[_Right, set[str]], records: Iterable[Record]) -> Iterator[Record]:
@@ -268,7 +304,7 @@ def _tell_rights(rights: Mapping[_Right, set[str]], policies: RecordedPolicies) 
         recorded = policies.find(epoch)
         text = recorded.text(policy) if recorded is not None else None
         say("")
-        say(f"{policy}@{epoch[:_SHORT]}, of the policy set {epoch}:")
+        say(f"{policy}@{epoch[:SHORT_EPOCH]}, of the policy set {epoch}:")
         if recorded is None or text is None:
             say("    its text is not in this log")
             continue

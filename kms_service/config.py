@@ -357,6 +357,9 @@ class AuditSection(_Section):
     """Of "otlp": where, by OTLP over HTTP, such as "https://collector:4318/v1/logs"."""
     otlp_ca_file: ConfigPath | None = None
     """PEM bundle to verify it with; absent: the system's."""
+    otlp_headers_file: ConfigPath | None = None
+    """`Name: value` in each line, such as what the collector wants to see of who sends; read at
+    the start."""
     checkpoints: CheckpointSection | None = None
     """Without it, the end of the log cannot be proven."""
 
@@ -378,6 +381,10 @@ class TracingSection(_Section):
     endpoint: str | None = Field(default=None, pattern=r"^https?://[^\s@]+$")
     """Where spans are sent by OTLP over HTTP, such as "http://127.0.0.1:4318/v1/traces"; absent:
     no traces are made."""
+    ca_file: ConfigPath | None = None
+    """PEM bundle to verify the collector with; absent: the system's."""
+    headers_file: ConfigPath | None = None
+    """`Name: value` in each line, sent along; read at the start."""
     sample_ratio: float = Field(default=1.0, ge=0, le=1)
     """Of traces that begin here; a caller that sends `traceparent` has chosen for its own."""
 

@@ -10,9 +10,15 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 
+from kms_service import vault_paths
 from kms_service.adapters.vault_tombstones import VaultTombstones
 from kms_service.config import Config
-from kms_service.domain.errors import ConfigurationError, MasterKeyMisconfigured, VaultBadReply
+from kms_service.domain.errors import (
+    ConfigurationError,
+    MasterKeyMisconfigured,
+    VaultAccessRefused,
+    VaultBadReply,
+)
 from kms_service.parts import (
     issuer_of,
     note_signer,
@@ -27,10 +33,7 @@ from kms_service.parts import (
 from kms_service.rpc.tls import load_tls_material
 from kms_service.telemetry.metrics import Metrics
 
-_NO_PROJECT = "no-such-project-live-check"
-_FORBIDDEN = 403
 _CLOCKS_APART_S = 30.0
-Request = tuple[str, str, dict[str, str] | None]
 
 
 def live_checks(config: Config) -> Iterator[tuple[str, Callable[[], object]]]:
@@ -44,11 +47,10 @@ def live_checks(config: Config) -> Iterator[tuple[str, Callable[[], object]]]:
     yield "audit folder", lambda: _can_be_written("audit.folder", config.audit.folder)
     yield "Vault: answers, unsealed", lambda: _vault_answers(config)
     yield "Vault: login, and every project's master key", lambda: _master_keys_usable(config)
-    yield "Vault: what the service may, and what it must not", lambda: _vault_paths(config)
+    yield "Vault: tombstones; what the service may, what not", lambda: _vault_paths(config)
     yield "clock: this machine's and Vault's", lambda: _clocks_agree(config)
     if config.audit.checkpoints is not None:
         yield "audit checkpoints: signed, and the place to ship them", lambda: _checkpoints(config)
-    yield "Vault: tombstones of destroyed versions", lambda: _tombstones_readable(config)
 
 
 def _store_can_be_written(config: Config) -> None:
@@ -83,17 +85,12 @@ def _vault_answers(config: Config) -> None:
         vault.probe()
 
 
-def _tombstones_readable(config: Config) -> None:
-    with closing(open_vault_session(config)) as session:
-        VaultTombstones(session, config.vault.kv_mount).uids()
-
-
 def _master_keys_usable(config: Config) -> None:
     """Log in, and read the state of each project's key, as the service will."""
     template = config.vault.master_key_template
     with closing(open_vault(config)) as vault:
         with suppress(MasterKeyMisconfigured):  # not there, as it should be: we were let in to look
-            vault.describe(template.replace("{project}", _NO_PROJECT))
+            vault.describe(template.replace("{project}", vault_paths.NO_PROJECT))
         with closing(open_database(config)) as database:
             token = ""
             while True:
@@ -107,51 +104,23 @@ def _master_keys_usable(config: Config) -> None:
 
 
 def _vault_paths(config: Config) -> None:
-    """Try each path: what the service needs, and what it must be refused. Only on the key of a
-    project that does not exist, so that nothing happens whatever the answer is."""
-    vault = config.vault
-    key = vault.master_key_template.replace("{project}", _NO_PROJECT)
-    mount = vault.transit_mount
-    wrapped = {"ciphertext": "vault:v1:aGk=", "context": "aGk="}
-    needed: list[Request] = [
-        ("GET", f"{mount}/keys/{key}", None),
-        ("POST", f"{mount}/datakey/plaintext/{key}", {"context": "aGk="}),
-        ("POST", f"{mount}/decrypt/{key}", wrapped),
-        ("POST", f"{mount}/rewrap/{key}", wrapped),
-        ("GET", "auth/token/lookup-self", None),
-    ]
-    if config.audit.checkpoints is not None:
-        signing = config.audit.checkpoints.key
-        needed += [
-            ("GET", f"{mount}/keys/{signing}", None),
-            ("POST", f"{mount}/sign/{signing}", {"input": "aGk="}),
-        ]
-    forbidden: list[Request] = [
-        # Without a plaintext Vault makes no key, but tells whether it would be let to ("create").
-        ("POST", f"{mount}/encrypt/{key}", {}),
-        ("POST", f"{mount}/keys/{key}/rotate", {}),
-        ("POST", f"{mount}/keys/{key}/config", {}),
-        ("POST", f"{mount}/keys/{key}/trim", {}),
-        ("DELETE", f"{mount}/keys/{key}", None),
-        ("GET", f"{mount}/export/encryption-key/{key}", None),
-        ("GET", f"{mount}/backup/{key}", None),
-        ("GET", f"{mount}/keys?list=true", None),
-        ("GET", f"{mount}/keys/{_NO_PROJECT}", None),
-        ("GET", "sys/mounts", None),
-        ("GET", "sys/policies/acl/modelkms-service", None),
-    ]
-    problems = []
     with closing(open_vault_session(config)) as session:
-        for requests, expected in ((needed, True), (forbidden, False)):
-            for method, path, body in requests:
-                allowed = session.attempt(method, path, body).status != _FORBIDDEN
-                if allowed != expected:
-                    what = "is refused, and needed" if expected else "is allowed, and must not be"
-                    problems.append(f"{method} {path} {what}")
-    if problems:
+        tombstones: frozenset[str] = frozenset()
+        unread: VaultAccessRefused | None = None
+        try:
+            tombstones = VaultTombstones(session, config.vault.kv_mount).uids()
+        except VaultAccessRefused as error:  # the path is named below, with all others
+            unread = error
+        found = list(vault_paths.problems(config, session, sorted(tombstones)))
+    if found:
         raise ConfigurationError(
-            f"vault: {'; '.join(problems)}; write deploy/vault/policies/service.hcl to Vault"
+            f"vault: {'; '.join(found)}; write deploy/vault/policies/service.hcl to Vault"
         )
+    if unread is not None:  # every path is allowed, and there is no such engine
+        raise ConfigurationError(
+            f"vault.kv_mount: Vault has no key-value engine at {config.vault.kv_mount}; "
+            "run deploy/vault/setup"
+        ) from unread
 
 
 def _clocks_agree(config: Config) -> None:
@@ -169,11 +138,9 @@ def _clocks_agree(config: Config) -> None:
 
 
 def _checkpoints(config: Config) -> None:
-    """Signs, and ships nothing: what is written there stays for good."""
+    """Signs, and ships no checkpoint: what is written there stays for good."""
     place = config.audit.checkpoints
     assert place is not None
-    open_checkpoint_store(place)
-    if place.folder is not None:
-        _can_be_written("audit.checkpoints.folder", place.folder)
+    open_checkpoint_store(place).probe()
     with closing(open_vault(config)) as vault:
         note_signer(vault, place).sign("live check\n")

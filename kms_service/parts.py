@@ -37,7 +37,7 @@ from kms_service.config import AuditSection, CheckpointSection, Config, IssuerSe
 from kms_service.domain.errors import ConfigurationError
 from kms_service.domain.ports import (
     ArtifactStore,
-    CheckpointStore,
+    CheckpointPlace,
     Clock,
     MasterKeys,
 )
@@ -115,23 +115,27 @@ def open_vault(config: Config) -> VaultMasterKeys:
 def open_tracer(config: Config) -> Tracer:
     """
     Raises:
-        ConfigurationError: traces are wanted, and the extra is not installed.
+        ConfigurationError: traces are wanted, and the extra is not installed; or the file of
+            headers cannot be used.
     """
-    if config.tracing.endpoint is None:
+    tracing = config.tracing
+    if tracing.endpoint is None:
         return NoTracer()
     try:
-        from kms_service.telemetry.opentelemetry import otlp
+        from kms_service.telemetry.opentelemetry import Collector, otlp
     except ModuleNotFoundError as error:
         raise ConfigurationError(
             f"tracing.endpoint: needs {error.name}: pip install 'modelkms-server[tracing]'"
         ) from error
-    return otlp(config.tracing.endpoint, config.tracing.sample_ratio)
+    collector = Collector(tracing.endpoint, tracing.ca_file, tracing.headers_file)
+    return otlp(collector, tracing.sample_ratio)
 
 
 def open_audit_stream(audit: AuditSection, metrics: Metrics) -> AuditStream | None:
     """
     Raises:
-        ConfigurationError: OTLP is wanted, and the extra is not installed.
+        ConfigurationError: OTLP is wanted, and the extra is not installed; or the file of headers
+            cannot be used.
     """
     dropped = metrics.audit_stream_dropped.inc
     if audit.stream == "stdout":
@@ -139,12 +143,14 @@ def open_audit_stream(audit: AuditSection, metrics: Metrics) -> AuditStream | No
     if audit.otlp_endpoint is None:
         return None
     try:
+        from kms_service.telemetry.opentelemetry import Collector
         from kms_service.telemetry.otlp_logs import OtlpLines
     except ModuleNotFoundError as error:
         raise ConfigurationError(
             f"audit.stream: needs {error.name}: pip install 'modelkms-server[tracing]'"
         ) from error
-    return AuditStream(OtlpLines(audit.otlp_endpoint, audit.otlp_ca_file), dropped)
+    collector = Collector(audit.otlp_endpoint, audit.otlp_ca_file, audit.otlp_headers_file)
+    return AuditStream(OtlpLines(collector), dropped)
 
 
 def open_vault_session(config: Config, tracer: Tracer | None = None) -> VaultSession:
@@ -215,7 +221,7 @@ def open_store(config: Config) -> ArtifactStore:
     return BucketArtifactStore(_bucket(store), signs_links=store.links)
 
 
-def open_checkpoint_store(place: CheckpointSection) -> CheckpointStore:
+def open_checkpoint_store(place: CheckpointSection) -> CheckpointPlace:
     """A bucket is not asked yet.
 
     Raises:

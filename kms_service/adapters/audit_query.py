@@ -11,6 +11,7 @@ from typing import Any
 
 from kms_service.adapters.audit_policies import RecordedPolicies
 from kms_service.adapters.audit_reading import Reading
+from kms_service.domain.audit import SHORT_EPOCH
 
 Record = Mapping[str, Any]
 
@@ -76,6 +77,13 @@ class RecordFilter:
         return (self.since is None or last >= self.since) and (
             self.until is None or first <= self.until
         )
+
+
+def by_right(record: Record) -> list[str]:
+    """The policies that decided, each `readers@6fcfb764d23e` if the record names their set."""
+    epoch = record.get("policy_epoch", "")
+    suffix = f"@{epoch[:SHORT_EPOCH]}" if epoch else ""
+    return [f"{policy}{suffix}" for policy in record["policies"]]
 
 
 def matching(

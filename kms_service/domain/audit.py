@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Self
 
 POLICY_FILE_LOADED = "policy_file_loaded"
 """Event: one file of a policy set that is in force from now on, or a part of it."""
+SHORT_EPOCH = 12
+"""So many hexadecimal digits of a policy set's epoch are shown to people."""
 
 
 class Outcome(StrEnum):
@@ -101,6 +103,12 @@ class Checkpoint:
         if kind != _CHECKPOINT or checkpoint.text() != text or not heads:
             raise ValueError("not the text of an audit checkpoint")
         return checkpoint
+
+
+def checkpoint_name(time: datetime, chain: str = "") -> str:
+    """Of what a process ships, in the order of time. Without a chain: before all of that time."""
+    stamp = f"{time.astimezone(UTC):%Y%m%dT%H%M%S.%fZ}"
+    return f"{stamp}-{chain}.note" if chain else stamp
 
 
 _CHECKPOINT = "modelkms-audit-v1 checkpoint"

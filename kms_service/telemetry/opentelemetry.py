@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
 import requests
 from opentelemetry import trace
@@ -17,17 +21,81 @@ from opentelemetry.trace import SpanKind, StatusCode, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from kms_service import __version__
+from kms_service.domain.errors import ConfigurationError
 from kms_service.telemetry.tracing import TRACEPARENT, CallSpan, Metadata, traceparent
 
 _PROPAGATOR = TraceContextTextMapPropagator()
+_HEADER_NAME = re.compile(r"[A-Za-z0-9-]+", re.ASCII)
 _FLUSH_MS = 2000
 
 
-def otlp(endpoint: str, sample_ratio: float) -> OpenTelemetryTracer:
-    """A tracer that sends to `endpoint` (`https://host:4318/v1/traces`), in batches, by a thread
-    of its own: a collector that is away costs spans, never a call."""
-    exporter = OTLPSpanExporter(endpoint=endpoint, session=collector_session())
-    return OpenTelemetryTracer(BatchSpanProcessor(exporter), sample_ratio)
+@dataclass(frozen=True, slots=True)
+class Collector:
+    """Where an exporter sends, by OTLP over HTTP.
+
+    Attributes:
+        endpoint: of one signal, such as `https://collector:4318/v1/traces`.
+        ca_file: PEM bundle that its certificate is checked against; None: the system's.
+        headers_file: `Name: value` in each line, such as a credential of the collector's; read at
+            the start.
+    """
+
+    endpoint: str
+    ca_file: Path | None = None
+    headers_file: Path | None = None
+
+    def headers(self) -> dict[str, str]:
+        """
+        Raises:
+            ConfigurationError: the file cannot be read, or a line is no header.
+        """
+        if self.headers_file is None:
+            return {}
+        try:
+            lines = [line for line in self.headers_file.read_text().splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigurationError(f"{self.headers_file}: cannot be read") from error
+        headers = {}
+        for number, line in enumerate(lines, 1):
+            name, colon, value = line.partition(":")
+            if not colon or _HEADER_NAME.fullmatch(name) is None:
+                raise ConfigurationError(  # not the line itself: it may be the secret
+                    f"{self.headers_file}: line {number} is not `Name: value`"
+                )
+            headers[name] = value.strip()
+        return headers
+
+
+def otlp(collector: Collector, sample_ratio: float) -> OpenTelemetryTracer:
+    """A tracer that sends in batches, by a thread of its own: a collector that is away costs
+    spans, never a call.
+
+    Raises:
+        ConfigurationError: the file of headers cannot be used.
+    """
+    headers = collector.headers()
+    with without_environment():
+        exporter = OTLPSpanExporter(
+            endpoint=collector.endpoint,
+            certificate_file=str(collector.ca_file) if collector.ca_file is not None else None,
+            headers=headers,
+            session=collector_session(),
+        )
+        return OpenTelemetryTracer(BatchSpanProcessor(exporter), sample_ratio)
+
+
+@contextmanager
+def without_environment() -> Iterator[None]:
+    """Within, OpenTelemetry finds no `OTEL_…` variable: it would add headers, a client certificate
+    or another CA to what is configured, drop spans or switch itself off. It reads them where an
+    exporter or a provider is made, which is at the start, by one thread."""
+    hidden = {name: value for name, value in os.environ.items() if name.startswith("OTEL_")}
+    for name in hidden:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 def collector_session() -> requests.Session:

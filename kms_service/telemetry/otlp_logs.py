@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 from opentelemetry._logs import LogRecord, SeverityNumber
 from opentelemetry.context import Context
@@ -14,7 +13,7 @@ from opentelemetry.sdk._logs.export import LogRecordExportResult
 from opentelemetry.sdk.resources import Resource
 
 from kms_service import __version__
-from kms_service.telemetry.opentelemetry import collector_session
+from kms_service.telemetry.opentelemetry import Collector, collector_session, without_environment
 
 _TIMEOUT_S = 30.0
 """For how long, at most, the exporter tries a batch again, while more gather behind it."""
@@ -26,18 +25,20 @@ class OtlpLines:
     """Implements `adapters.audit_stream.ByteStream`: each line becomes one log record, whose body
     is the line as it stands in the file, so that a collector's copy can be verified as well.
 
-    Args:
-        endpoint: such as `https://collector:4318/v1/logs`.
-        ca_file: PEM bundle that the collector's certificate is checked against.
+    Raises:
+        ConfigurationError: the collector's file of headers cannot be used.
     """
 
-    def __init__(self, endpoint: str, ca_file: Path | None = None) -> None:
-        self._exporter = OTLPLogExporter(
-            endpoint=endpoint,
-            session=collector_session(),
-            certificate_file=str(ca_file) if ca_file is not None else None,
-            timeout=_TIMEOUT_S,
-        )
+    def __init__(self, collector: Collector) -> None:
+        headers = collector.headers()
+        with without_environment():
+            self._exporter = OTLPLogExporter(
+                endpoint=collector.endpoint,
+                certificate_file=str(collector.ca_file) if collector.ca_file is not None else None,
+                headers=headers,
+                session=collector_session(),
+                timeout=_TIMEOUT_S,
+            )
         self._resource = Resource({"service.name": "modelkms", "service.version": __version__})
 
     def write(self, data: bytes) -> None:

@@ -8,7 +8,7 @@ record of any chain can be cut, and none be written anew, without being found ou
 
 from __future__ import annotations
 
-from kms_service.domain.audit import ChainHead, Checkpoint
+from kms_service.domain.audit import ChainHead, Checkpoint, checkpoint_name
 from kms_service.domain.errors import AuditChainForked
 from kms_service.domain.ports import AuditChain, CheckpointStore, Clock, Database, NoteSigner
 
@@ -47,7 +47,7 @@ class CheckpointAudit:
             return None
         checkpoint = Checkpoint(self._origin, self._clock.now(), self._heads(own))
         note = self._signer.sign(checkpoint.text())
-        self._store.put(f"{checkpoint.time:%Y%m%dT%H%M%S.%fZ}-{own.chain}.note", note)
+        self._store.put(checkpoint_name(checkpoint.time, own.chain), note)
         return checkpoint
 
     def _heads(self, own: ChainHead) -> tuple[ChainHead, ...]:

@@ -1,4 +1,4 @@
-"""What every `NoteSigner` and `CheckpointStore` promises: real Vaults, a folder, an S3 server."""
+"""What every `NoteSigner` and `CheckpointPlace` promises: real Vaults, a folder, an S3 server."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from kms_service.domain.errors import (
     StorageUnavailable,
     VaultAccessRefused,
 )
-from kms_service.domain.ports import CheckpointStore
+from kms_service.domain.ports import CheckpointPlace
 from tests.support.s3_gateway import S3Gateway
 from tests.support.vault_servers import VaultRig
 
@@ -69,13 +69,13 @@ def test_keys_that_cannot_sign(vault: VaultRig, signer: Callable[[str], VaultNot
         signer("modelkms-signs").verifiers()
 
 
-def folder_store(tmp_path: Path) -> tuple[CheckpointStore, Callable[[], dict[str, bytes]]]:
+def folder_store(tmp_path: Path) -> tuple[CheckpointPlace, Callable[[], dict[str, bytes]]]:
     folder = tmp_path / "kept"
     store = FolderCheckpointStore(folder)
     return store, lambda: {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def bucket_store(gateway: S3Gateway) -> tuple[CheckpointStore, Callable[[], dict[str, bytes]]]:
+def bucket_store(gateway: S3Gateway) -> tuple[CheckpointPlace, Callable[[], dict[str, bytes]]]:
     settings = gateway.make_bucket()
     bucket = connect(settings)
 
@@ -100,6 +100,46 @@ def test_what_is_shipped_is_kept_and_never_replaced(
         store.put("1.note", b"two")
     store.put("2.note", b"three")
     assert kept() == {"1.note": b"one", "2.note": b"three"}
+    assert store.get("2.note") == b"three"
+    with pytest.raises(StorageUnavailable):
+        store.get("3.note")
+
+
+@pytest.mark.parametrize("kind", ["folder", "s3"])
+def test_a_probe_leaves_no_checkpoint_and_one_object(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    store, kept = (
+        folder_store(tmp_path)
+        if kind == "folder"
+        else bucket_store(request.getfixturevalue("s3_gateway"))
+    )
+    for name in ("20261117T1.note", "20261118T1.note", "20261119T1.note"):
+        store.put(name, b"a note")
+    store.probe()
+    store.probe()
+    assert len(kept()) == 4
+    assert store.names("2026", "9") == ["20261117T1.note", "20261118T1.note", "20261119T1.note"]
+    assert store.names("20261117T1.note", "20261119T") == ["20261118T1.note"]
+    assert store.names("A", "z") == []
+
+
+def test_a_bucket_that_replaces_what_is_there_is_found(
+    s3_gateway: S3Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that does not know `If-None-Match` would."""
+    store, _ = bucket_store(s3_gateway)
+    put = obstore.put
+    monkeypatch.setattr(obstore, "put", lambda *where, mode: put(*where))
+    with pytest.raises(ConfigurationError, match="conditional writes"):
+        store.probe()
+
+
+def test_a_bucket_that_is_not_there_is_an_outage(s3_gateway: S3Gateway) -> None:
+    store = BucketCheckpointStore(s3_gateway.settings("no-such-bucket"))
+    for act in (store.probe, lambda: store.names("1", "2"), lambda: store.get("1.note")):
+        with pytest.raises(StorageUnavailable):
+            act()
 
 
 def test_a_folder_that_is_gone_is_an_outage(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -60,3 +61,23 @@ def test_the_evidence_of_a_lease(
     verified = audit("verify", stack.paths.audit, *proof)
     assert verified.returncode == 0
     assert verified.stdout.startswith("main: whole to record ")
+
+    # The day of the audit: all of it in one file, checkpoints fetched from where they are shipped.
+    out = tmp_path / "day.tar"
+    day = ("--from", today, "--to", today, "-o", out)
+    told = audit("bundle", "--config", stack.paths.config_file, *day)
+    assert (told.returncode, told.stdout) == (0, f"wrote {out}\n"), told.stderr
+    assert ", proven to record " in told.stderr
+    with tarfile.open(out) as tar:
+        tar.extractall(tmp_path / "day", filter="data")
+    manifest = json.loads((tmp_path / "day" / "manifest.json").read_text())
+    assert manifest["policy_sets"][leased[0]["policy_epoch"]] == "whole"
+    found_there = (tmp_path / "day" / "policies" / leased[0]["policy_epoch"]).glob("*.cedar")
+    assert any(f'@id("{policy}")' in path.read_text() for path in found_there)
+    assert f"{who},{leased[0]['details']['version']}," in (tmp_path / "day/access.csv").read_text()
+    packed = tmp_path / "day" / "checkpoints"
+    assert (packed / "public-keys").read_text() == key.read_text()
+    proof = ("--public-key", key, "--checkpoint", packed)
+    verified = audit("verify", stack.paths.audit, *proof)
+    assert verified.returncode == 0
+    assert ", proven to record " in verified.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 import time
 from collections.abc import Callable, Iterator
@@ -12,8 +13,10 @@ import pytest
 from kms_service.adapters.audit_chain import Link, check_line, segments
 from kms_service.adapters.audit_stream import AuditStream
 from kms_service.config import AuditSection
+from kms_service.domain.errors import ConfigurationError
 from kms_service.parts import open_audit_stream
 from kms_service.telemetry.metrics import Metrics
+from kms_service.telemetry.opentelemetry import Collector as Address
 from kms_service.telemetry.otlp_logs import OtlpLines
 from tests.support.audit_logs import lease_record, write_chain
 from tests.support.certificates import TestAuthority
@@ -43,7 +46,7 @@ def test_the_collectors_copy_is_the_log_and_can_be_verified(
     collector: Collector, tmp_path: Path
 ) -> None:
     dropped: list[int] = []
-    stream = AuditStream(OtlpLines(collector.endpoint("logs")), dropped.append)
+    stream = AuditStream(OtlpLines(Address(collector.endpoint("logs"))), dropped.append)
     write_chain(tmp_path / "main", map(lease_record, range(RECORDS)), tell=stream.tell)
     eventually(lambda: len(collector.records) == RECORDS)
     stream.close()
@@ -75,7 +78,8 @@ def test_a_configured_collector_is_verified(
     other = tmp_path / "other.pem"
     other.write_bytes(TestAuthority("example.org").pem)
     ca_file, named = (tmp_path / "ca.pem", other) if trusted else (other, tmp_path / "ca.pem")
-    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(named))
+    for variable in ("REQUESTS_CA_BUNDLE", "OTEL_EXPORTER_OTLP_CERTIFICATE"):
+        monkeypatch.setenv(variable, str(named))
     section = AuditSection(
         folder=tmp_path,
         stream="otlp",
@@ -100,7 +104,9 @@ def test_a_collector_that_hangs_holds_up_nobody_and_what_is_left_out_is_counted(
 ) -> None:
     collector.open.clear()
     dropped: list[int] = []
-    stream = AuditStream(OtlpLines(collector.endpoint("logs")), dropped.append, capacity=10)
+    stream = AuditStream(
+        OtlpLines(Address(collector.endpoint("logs"))), dropped.append, capacity=10
+    )
     write_chain(tmp_path / "main", [lease_record(0)], tell=stream.tell)
     assert collector.asked.wait(60)
     # The collector has answered nothing yet, and all of these become durable.
@@ -120,7 +126,7 @@ def test_what_a_collector_refuses_is_counted_and_the_next_are_sent(
 ) -> None:
     collector.status = 400
     dropped: list[int] = []
-    stream = AuditStream(OtlpLines(collector.endpoint("logs")), dropped.append)
+    stream = AuditStream(OtlpLines(Address(collector.endpoint("logs"))), dropped.append)
     write_chain(tmp_path / "main", [lease_record(0)], tell=stream.tell)
     eventually(lambda: dropped == [1])
     collector.status = 200
@@ -128,3 +134,35 @@ def test_what_a_collector_refuses_is_counted_and_the_next_are_sent(
     eventually(lambda: len(collector.records) == 1)
     stream.close()
     assert dropped == [1]
+
+
+def test_headers_are_those_of_the_configured_file_alone(
+    collector: Collector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "x-other=of-another-collector")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_LOGS_COMPRESSION", "gzip")
+    (tmp_path / "headers").write_text("Authorization: Bearer a:b\n\n")
+    stream = AuditStream(
+        OtlpLines(Address(collector.endpoint("logs"), headers_file=tmp_path / "headers")),
+        lambda _count: None,
+    )
+    write_chain(tmp_path / "main", [lease_record(0)], tell=stream.tell)
+    eventually(lambda: len(collector.records) == 1)
+    stream.close()
+    (headers,) = collector.headers
+    assert headers["Authorization"] == "Bearer a:b"
+    assert "X-Other" not in headers
+    assert "Content-Encoding" not in headers
+    assert os.environ["OTEL_EXPORTER_OTLP_HEADERS"]  # the host's own stay
+
+
+@pytest.mark.parametrize("text", ["no colon", ": nameless", "two words: x"])
+def test_a_file_that_holds_no_headers_refuses_the_start_and_is_not_quoted(
+    tmp_path: Path, text: str
+) -> None:
+    (tmp_path / "headers").write_text(f"Name: value\n{text}\n")
+    with pytest.raises(ConfigurationError, match="line 2 is not") as caught:
+        OtlpLines(Address("http://127.0.0.1:1/v1/logs", headers_file=tmp_path / "headers"))
+    assert text not in str(caught.value)
+    with pytest.raises(ConfigurationError, match="cannot be read"):
+        OtlpLines(Address("http://127.0.0.1:1/v1/logs", headers_file=tmp_path / "none"))

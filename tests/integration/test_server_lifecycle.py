@@ -404,7 +404,7 @@ def test_check_config_live_finds_a_role_that_may_too_much_or_too_little(
 ) -> None:
     service.settings["VAULT__ROLE_ID_FILE"] = str(roles.officer.role_id_file)
     service.settings["VAULT__SECRET_ID_FILE"] = str(roles.officer.secret_id_file)
-    check = dict(live_checks(service.config()))["Vault: what the service may, and what it must not"]
+    check = dict(live_checks(service.config()))["Vault: tombstones; what the service may, what not"]
     with pytest.raises(ConfigurationError) as caught:
         check()
     key = "modelkms-no-such-project-live-check"

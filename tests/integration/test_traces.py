@@ -52,8 +52,15 @@ def exporter() -> InMemorySpanExporter:
 
 
 def test_one_trace_leads_from_the_client_to_vault_and_into_the_audit_log(
-    tmp_path: Path, bao: OpenBao, collector: Collector, exporter: InMemorySpanExporter
+    tmp_path: Path,
+    bao: OpenBao,
+    collector: Collector,
+    exporter: InMemorySpanExporter,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # The configuration says all: neither of these has a say.
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "x-other=of-another-collector")
     roles = set_up(bao, tmp_path / "roles")
     officer = hvac.Client(url=bao.address, verify=str(bao.ca_file))
     secret_id = roles.officer.secret_id_file.read_text()
@@ -96,6 +103,8 @@ def test_one_trace_leads_from_the_client_to_vault_and_into_the_audit_log(
     to_vault = [span for span in ours if span.name == "vault transit/keys"]
     assert to_vault
     assert {span.parent_span_id for span in to_vault} == {call.span_id}
+
+    assert all("X-Other" not in headers for headers in collector.headers)
 
     records = [
         record

@@ -6,6 +6,7 @@ import gzip
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -19,6 +20,7 @@ class Collector(ThreadingHTTPServer):
     Attributes:
         spans, records: of traces and of logs, decoded.
         raw: every body, one behind the other.
+        headers: of each request that was taken.
         asked: set once a request has come.
     """
 
@@ -29,6 +31,7 @@ class Collector(ThreadingHTTPServer):
         self.spans: list[Any] = []
         self.records: list[Any] = []
         self.raw = b""
+        self.headers: list[Message] = []
         self.asked, self.open = threading.Event(), threading.Event()
         self.open.set()
         self.status = 200
@@ -73,6 +76,7 @@ class _Receive(BaseHTTPRequestHandler):
         self.server.asked.set()
         self.server.open.wait(60)
         if self.server.status == 200:
+            self.server.headers.append(self.headers)
             self.server.take(self.path, data)
         self.send_response(self.server.status)
         self.send_header("Content-Length", "0")

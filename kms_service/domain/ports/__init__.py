@@ -6,7 +6,13 @@ WrongState families; "not there" is `None` where it is an ordinary answer.
 
 from kms_service.domain.ports.access import PolicyEngine, PolicyQuestions, TokenVerifier
 from kms_service.domain.ports.artifacts import ArtifactStore, ArtifactWriter
-from kms_service.domain.ports.audit import AuditChain, AuditLog, CheckpointStore, NoteSigner
+from kms_service.domain.ports.audit import (
+    AuditChain,
+    AuditLog,
+    CheckpointPlace,
+    CheckpointStore,
+    NoteSigner,
+)
 from kms_service.domain.ports.calls import Clock, Liveness
 from kms_service.domain.ports.catalogue import (
     AliasTable,
@@ -37,6 +43,7 @@ __all__ = [
     "AuditLog",
     "BackupTable",
     "BlockTable",
+    "CheckpointPlace",
     "CheckpointStore",
     "ClientKey",
     "Clock",

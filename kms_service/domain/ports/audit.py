@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from kms_service.domain.audit import AuditRecord, ChainHead
@@ -40,4 +41,30 @@ class CheckpointStore(Protocol):
 
         Raises:
             StorageUnavailable: it is not, or something of that name is there already.
+        """
+
+
+class CheckpointPlace(CheckpointStore, Protocol):
+    """The same place, for who reads there, or tries it."""
+
+    def names(self, after: str, before: str) -> Sequence[str]:
+        """Of the checkpoints between two names, in order; a name begins with its time.
+
+        Raises:
+            StorageUnavailable.
+        """
+
+    def get(self, name: str) -> bytes:
+        """
+        Raises:
+            StorageUnavailable: it cannot be read, or there is none of that name.
+        """
+
+    def probe(self) -> None:
+        """Returns if it can be written, and nothing be written twice. Leaves one object, once,
+        that is no checkpoint.
+
+        Raises:
+            StorageUnavailable.
+            ConfigurationError: what is there could be replaced.
         """

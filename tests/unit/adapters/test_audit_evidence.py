@@ -279,7 +279,7 @@ def test_checkpoints_that_prove_nothing(
     key.write_text(str(signer.verifier))
     note.write_bytes(signer.sign("something else\n"))
     code, _, err = audit("verify", folder, "--checkpoint", note, "--public-key", key)
-    assert (code, err) == (6, f"error: checkpoint {note} is none of an audit log\n")
+    assert (code, err) == (6, f"error: checkpoint {note.name} is none of an audit log\n")
     key.write_text("no key")
     code, _, err = audit("verify", folder, "--checkpoint", note, "--public-key", key)
     assert code == 2
