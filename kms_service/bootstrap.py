@@ -85,6 +85,7 @@ from kms_service.usecases.upload_artifact import UploadArtifact
 from kms_service.usecases.version_state import ChangeVersionState
 
 _SHARE_OF_THREADS = 0.75
+_SHARE_OF_WATCHES = 0.75
 
 _MODELS = model_service_pb2.DESCRIPTOR.services_by_name["ModelService"]
 _KEYS = key_service_pb2.DESCRIPTOR.services_by_name["KeyService"]
@@ -167,7 +168,7 @@ def build(config: Config, *, worker_metrics: Path | None = None) -> Service:
                 health,
                 pools,
                 limits,
-                _token_port(config, metrics),
+                _token_port(config, server.token_listen, metrics),
                 shared_ports=worker_metrics is not None,
             ),
             metrics=MetricsServer(
@@ -223,10 +224,13 @@ def _watch_server(
         metrics,
         WatchLimits(
             streams=watch.streams,
+            streams_of_principal=watch.streams_per_principal
+            or max(1, int(watch.streams * _SHARE_OF_WATCHES)),
             heartbeat_s=watch.heartbeat_s,
             max_connection_age_s=server.max_connection_age_s,
             max_connection_age_grace_s=server.max_connection_age_grace_s,
         ),
+        _token_port(config, watch.token_listen, metrics),
         shared_port=shared_port,
     )
     metrics.observe_gauge(
@@ -235,8 +239,7 @@ def _watch_server(
     return made
 
 
-def _token_port(config: Config, metrics: Metrics) -> TokenPort | None:
-    listen = config.server.token_listen
+def _token_port(config: Config, listen: str | None, metrics: Metrics) -> TokenPort | None:
     if listen is None:
         return None
     return TokenPort(

@@ -115,8 +115,8 @@ class ServerSection(_Section):
     """SPIFFE trust domains served."""
     port_file: ConfigPath | None = None
     """The chosen ports are written here as JSON once everything listens:
-    `{"grpc": 7443, "metrics": 9464}`; with a token port also `"token"`, with a watch port also
-    `"watch"`."""
+    `{"grpc": 7443, "metrics": 9464}`; with a token port also `"token"`, with ports of watches also
+    `"watch"` and `"watch_token"`."""
     workers: int = Field(default=1, ge=1, le=256)
     """Processes that share the ports, each pinned to a core, each with an audit chain of its own
     (`CHAIN-0`, …); more than one needs PostgreSQL."""
@@ -171,8 +171,12 @@ class WatchSection(_Section):
 
     listen: Address | None = None
     """mTLS port of WatchLeases, `host:port`; absent: clients ask now and then."""
+    token_listen: Address | None = None
+    """Token port of WatchLeases, `host:port`, as `server.token_listen` is one; needs `listen`."""
     streams: int = Field(default=20_000, ge=1, le=1_000_000)
     """Watches at once; each takes about 50 KiB."""
+    streams_per_principal: int | None = Field(default=None, ge=1)
+    """Of these, watches of one principal; absent: three quarters."""
     heartbeat_s: float = Field(default=15.0, ge=1, le=300)
 
 
@@ -411,8 +415,14 @@ class Config(_Section):
 
     @model_validator(mode="after")
     def _issuers_are_used_and_distinct(self) -> Self:
-        if self.server.token_listen is not None and not self.issuers:
-            raise ValueError("server.token_listen needs at least one of [[issuers]]")
+        for section, listen in (
+            ("server", self.server.token_listen),
+            ("watch", self.watch.token_listen),
+        ):
+            if listen is not None and not self.issuers:
+                raise ValueError(f"{section}.token_listen needs at least one of [[issuers]]")
+        if self.watch.token_listen is not None and self.watch.listen is None:
+            raise ValueError("watch.token_listen needs watch.listen")
         for what in ("name", "issuer"):
             if len({getattr(each, what) for each in self.issuers}) != len(self.issuers):
                 raise ValueError(f"issuers: two have the same {what}")

@@ -73,6 +73,11 @@ class Service:
         return self._parts.watch.port if self._parts.watch is not None else 0
 
     @property
+    def watch_token_port(self) -> int:
+        """The token port of watches; 0 without one."""
+        return self._parts.watch.token_port if self._parts.watch is not None else 0
+
+    @property
     def metrics_port(self) -> int:
         return self._parts.metrics.port
 
@@ -165,6 +170,8 @@ class Service:
             ports["token"] = self.token_port
         if self.watch_port:
             ports["watch"] = self.watch_port
+        if self.watch_token_port:
+            ports["watch_token"] = self.watch_token_port
         try:
             temporary.write_text(json.dumps(ports) + "\n")
             temporary.replace(path)

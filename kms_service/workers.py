@@ -17,12 +17,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
-from kms_service.config import Config
+from kms_service.config import ENVIRONMENT_PREFIX, Config
 from kms_service.domain.errors import ConfigurationError
 from kms_service.serving import received_signals
 from kms_service.telemetry.listening import cannot_listen
@@ -73,10 +73,16 @@ def serve_by_workers(config: Config, config_file: Path, count: int) -> None:
         _reserved("server.listen", config.server.listen) as listen,
         _reserved("server.token_listen", config.server.token_listen) as token_listen,
         _reserved("watch.listen", config.watch.listen) as watch_listen,
+        _reserved("watch.token_listen", config.watch.token_listen) as watch_token_listen,
     ):
+        addresses = {
+            "SERVER__LISTEN": listen,
+            "SERVER__TOKEN_LISTEN": token_listen,
+            "WATCH__LISTEN": watch_listen,
+            "WATCH__TOKEN_LISTEN": watch_token_listen,
+        }
         workers = [
-            _Worker(number, Path(run_folder), config_file, listen, token_listen, watch_listen)
-            for number in range(count)
+            _Worker(number, Path(run_folder), config_file, addresses) for number in range(count)
         ]
         sockets = {str(worker.number): worker.metrics_socket for worker in workers}
         host, _, port = config.metrics.listen.rpartition(":")
@@ -102,14 +108,9 @@ class _Worker:
     """One serving process; started again under the same number."""
 
     def __init__(
-        self,
-        number: int,
-        folder: Path,
-        config_file: Path,
-        listen: str,
-        token_listen: str,
-        watch_listen: str,
+        self, number: int, folder: Path, config_file: Path, addresses: Mapping[str, str]
     ) -> None:
+        """`addresses`: setting to what all workers listen on; empty: on nothing."""
         self.number = number
         self.metrics_socket = folder / f"{number}.metrics"
         self.port_file = folder / f"{number}.ports"
@@ -117,11 +118,10 @@ class _Worker:
             *(sys.executable, "-m", "kms_service", "serve", "--config", str(config_file)),
             *("--worker", str(number), "--run-folder", str(folder)),
         ]
-        self._environment = {**os.environ, "MODELKMS_SERVER__SERVER__LISTEN": listen}
-        if token_listen:
-            self._environment["MODELKMS_SERVER__SERVER__TOKEN_LISTEN"] = token_listen
-        if watch_listen:
-            self._environment["MODELKMS_SERVER__WATCH__LISTEN"] = watch_listen
+        self._environment = {
+            **os.environ,
+            **{f"{ENVIRONMENT_PREFIX}{name}": value for name, value in addresses.items() if value},
+        }
         self._process: subprocess.Popen[bytes] | None = None
         self._ended_at: float | None = None
 

@@ -89,10 +89,10 @@ class Session:
         self.policies = PolicyServiceStub(self._channel)
 
     def _open_watch(self) -> grpc.Channel | None:
-        """To the watch port, under the certificate of now."""
+        """To the watch port, under the certificate or token of now."""
         profile = self.profile
-        if profile.watch_endpoint is None or self.identity.private_key is None:
-            return None  # a port for certificates only
+        if profile.watch_endpoint is None:
+            return None
         at_watch = profile.model_copy(update={"endpoint": profile.watch_endpoint})
         return open_channel(at_watch, self.identity)
 

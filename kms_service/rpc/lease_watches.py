@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
+from typing import TypeVar
 
 from kms_service.domain.errors import StreamLimit
 from kms_service.domain.identity import Principal
 from kms_service.domain.names import LeaseName
+
+K = TypeVar("K", bound=Hashable)
 
 
 class Watch:
@@ -52,14 +55,18 @@ class LeaseWatches:
 
     Args:
         max_watches: in all.
-        max_of_instance: of one principal's one TLS key.
+        max_of_principal: of one principal: nobody takes all there are.
+        max_of_instance: of one principal's one TLS key, or other instance. Bounds mistakes: who
+            comes with a token that is bound to no key names its instance itself.
     """
 
-    def __init__(self, max_watches: int, max_of_instance: int) -> None:
+    def __init__(self, max_watches: int, max_of_principal: int, max_of_instance: int) -> None:
         self._max_watches = max_watches
+        self._max_of_principal = max_of_principal
         self._max_of_instance = max_of_instance
         self._by_lease: dict[LeaseName, set[Watch]] = {}
         self._by_holder: Counter[tuple[str, str]] = Counter()
+        self._by_principal: Counter[str] = Counter()
         self._count = 0
 
     def __len__(self) -> int:
@@ -68,13 +75,18 @@ class LeaseWatches:
     def add(self, principal: Principal, leases: Iterable[LeaseName]) -> Watch:
         """
         Raises:
-            StreamLimit: there are as many as may be, in all or of this instance.
+            StreamLimit: there are as many as may be, in all, of this principal or instance.
         """
         holder = (principal.id, principal.instance)
-        if self._count >= self._max_watches or self._by_holder[holder] >= self._max_of_instance:
+        if (
+            self._count >= self._max_watches
+            or self._by_principal[principal.id] >= self._max_of_principal
+            or self._by_holder[holder] >= self._max_of_instance
+        ):
             raise StreamLimit
         watch = Watch(holder, leases)
         self._count += 1
+        self._by_principal[principal.id] += 1
         self._by_holder[holder] += 1
         for lease in watch.leases:
             self._by_lease.setdefault(lease, set()).add(watch)
@@ -82,9 +94,8 @@ class LeaseWatches:
 
     def remove(self, watch: Watch) -> None:
         self._count -= 1
-        self._by_holder[watch.holder] -= 1
-        if not self._by_holder[watch.holder]:
-            del self._by_holder[watch.holder]
+        _one_less(self._by_principal, watch.holder[0])
+        _one_less(self._by_holder, watch.holder)
         for lease in watch.leases:
             watches = self._by_lease[lease]
             watches.discard(watch)
@@ -95,3 +106,9 @@ class LeaseWatches:
         """Tell those who watch it."""
         for watch in self._by_lease.get(lease, ()):
             watch.end(lease)
+
+
+def _one_less(counter: Counter[K], key: K) -> None:
+    counter[key] -= 1
+    if not counter[key]:
+        del counter[key]

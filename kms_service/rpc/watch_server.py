@@ -14,24 +14,28 @@ import asyncio
 import random
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
 from modelkms_api.v1 import watch_service_pb2 as pb
 
-from kms_service.domain.errors import ConfigurationError, ServiceError
+from kms_service.domain.errors import ServiceError
+from kms_service.domain.identity import Principal
 from kms_service.domain.names import LeaseName
 from kms_service.domain.ports import Database
 from kms_service.rpc import conversion
 from kms_service.rpc.authentication import Authenticator
 from kms_service.rpc.error_table import INTERNAL_REASON, internal_status, to_grpc_status
 from kms_service.rpc.lease_watches import LeaseWatches
+from kms_service.rpc.server import TokenPort
+from kms_service.telemetry.listening import cannot_listen
 from kms_service.telemetry.logging import get_logger
 from kms_service.telemetry.metrics import Metrics
 from kms_service.usecases.own_leases import OwnLeases
@@ -47,6 +51,7 @@ _FEED_AT_ONCE = 1000
 _STALE_AFTER_S = 3.0
 """Heartbeats say that ends are told in time: without a look at the database there are none."""
 _WRITE_WITHIN_S = 20.0
+_STOPPED_WITHIN_S = 5.0
 _MAX_REQUEST_BYTES = 256 * 1024
 _MAX_METADATA_BYTES = 8 * 1024
 _MAX_STREAMS_PER_CONNECTION = 128
@@ -65,13 +70,15 @@ class WatchLimits:
 
     Attributes:
         streams: at once.
-        streams_of_instance: of one TLS key.
+        streams_of_principal: of one principal.
+        streams_of_instance: of one TLS key, or other instance, of a principal.
         heartbeat_s: each stream has a message at least this often.
         max_connection_age_s, max_connection_age_grace_s: as `ServerLimits` has them: a stream
             ends, and its client opens another under the certificate that it has by then.
     """
 
     streams: int = 20_000
+    streams_of_principal: int = 15_000
     streams_of_instance: int = 16
     heartbeat_s: float = 15.0
     max_connection_age_s: float = 1800.0
@@ -92,10 +99,12 @@ class WatchServer:
         database: Database,
         metrics: Metrics,
         limits: WatchLimits,
+        token_port: TokenPort | None = None,
         *,
         shared_port: bool = False,
     ) -> None:
         """`shared_port`: other processes of this user listen on it too (SO_REUSEPORT)."""
+        self._token = token_port
         self._shared_port = shared_port
         self._listen = listen
         self._credentials = credentials
@@ -104,13 +113,16 @@ class WatchServer:
         self._database = database
         self._metrics = metrics.method(METHOD)
         self._limits = limits
-        self._watches = LeaseWatches(limits.streams, limits.streams_of_instance)
+        self._watches = LeaseWatches(
+            limits.streams, limits.streams_of_principal, limits.streams_of_instance
+        )
         self._fed_s = time.monotonic()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="watches", daemon=True)
         self._server: grpc.aio.Server | None = None
         self._feeding: asyncio.Task[None] | None = None
         self.port = 0
+        self.token_port = 0
 
     def __len__(self) -> int:
         """How many watch."""
@@ -125,9 +137,9 @@ class WatchServer:
         self._thread.start()
         try:
             self._in_loop(self._start()).result()
-        except (OSError, RuntimeError) as error:
+        except Exception:
             self.stop(0)
-            raise ConfigurationError(f"watch.listen: cannot listen on {self._listen}") from error
+            raise
 
     def stop(self, grace_s: float) -> None:
         """Streams end; clients watch elsewhere. Idempotent."""
@@ -151,17 +163,26 @@ class WatchServer:
         server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(SERVICE.full_name, {"WatchLeases": handler}),)
         )
-        self.port = server.add_secure_port(self._listen, self._credentials)
+        self.port = _bind(server, "watch.listen", self._listen, self._credentials)
+        if self._token is not None:
+            self.token_port = _bind(
+                server, "watch.token_listen", self._token.listen, self._token.credentials
+            )
         self._server = server
         last = await self._read(self._last_revocation)
         self._feeding = asyncio.create_task(self._feed(last))
         await server.start()
 
     async def _stop(self, grace_s: float) -> None:
-        if self._feeding is not None:
-            self._feeding.cancel()
         if self._server is not None:
             await self._server.stop(grace_s)
+        if self._feeding is not None:
+            self._feeding.cancel()
+        # grpc says that it has stopped before its calls' coroutines have ended: those that the loop
+        # leaves unfinished are told by Python on standard error, as GeneratorExit.
+        if calls := asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.wait(calls, timeout=_STOPPED_WITHIN_S)
+        await self._loop.shutdown_asyncgens()
 
     # --- one stream ------------------------------------------------------------------------------
 
@@ -169,9 +190,10 @@ class WatchServer:
         began, code, reason = time.perf_counter(), "CANCELLED", ""
         self._metrics.in_flight.inc()
         try:
-            async for answer in self._answers(request, context):
-                # Who does not read is let go (F30): its next stream tells all.
-                await asyncio.wait_for(context.write(answer), _WRITE_WITHIN_S)
+            async with aclosing(self._answers(request, context)) as answers:
+                async for answer in answers:
+                    # Who does not read is let go (F30): its next stream tells all.
+                    await asyncio.wait_for(context.write(answer), _WRITE_WITHIN_S)
         except TimeoutError:
             code = "DEADLINE_EXCEEDED"
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the stream is not read")
@@ -190,11 +212,8 @@ class WatchServer:
 
     async def _answers(
         self, request: pb.WatchLeasesRequest, context: _Context
-    ) -> AsyncIterator[pb.WatchLeasesResponse]:
-        principal = self._authenticator.authenticate(
-            context.auth_context(),
-            context.invocation_metadata() or (),  # type: ignore[arg-type]  # as above
-        )
+    ) -> AsyncGenerator[pb.WatchLeasesResponse, None]:
+        principal = await self._identity(context)
         names = conversion.lease_names(request.leases)
         # Registered first and looked up then: what ends in between is told twice rather than never.
         watch = self._watches.add(principal, names)
@@ -210,6 +229,18 @@ class WatchServer:
                 yield self._message(sequence, ended)
         finally:
             self._watches.remove(watch)
+
+    async def _identity(self, context: _Context) -> Principal:
+        """
+        Raises:
+            Unauthenticated, IdentityProviderUnavailable.
+        """
+        metadata: Any = context.invocation_metadata() or ()
+        authenticate = partial(self._authenticator.authenticate, context.auth_context(), metadata)
+        if any(key == "authorization" for key, _ in metadata):
+            # Its issuer may have to be asked for a key.
+            return await self._read(authenticate)
+        return authenticate()
 
     def _message(self, sequence: int, ended: list[LeaseName]) -> pb.WatchLeasesResponse:
         return pb.WatchLeasesResponse(
@@ -278,3 +309,16 @@ class WatchServer:
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
             ("grpc.http2.max_ping_strikes", 2),
         ]
+
+
+def _bind(
+    server: grpc.aio.Server, setting: str, listen: str, credentials: grpc.ServerCredentials
+) -> int:
+    """
+    Raises:
+        ConfigurationError: it cannot be listened on.
+    """
+    try:
+        return server.add_secure_port(listen, credentials)
+    except (OSError, RuntimeError) as error:
+        raise cannot_listen(setting, listen, error) from error

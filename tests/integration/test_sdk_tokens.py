@@ -7,12 +7,13 @@ import json
 import stat
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import grpc
 import modelkms
 import pytest
 from modelkms.errors import (
@@ -25,14 +26,20 @@ from modelkms.errors import (
 from modelkms.identity import ClientIdentity
 from modelkms.profile import Profile
 from modelkms.tokens import BearerToken, BearerTokens, run_helper
+from modelkms_api.v1.watch_service_pb2 import WatchLeasesRequest
+from modelkms_api.v1.watch_service_pb2_grpc import WatchServiceStub
 
 from kms_service.adapters.clock import boottime_s
 from kms_service.adapters.jwks import KeyCache, KeySource, fetcher
 from kms_service.adapters.oidc import Issuer, TokenVerifier
 from kms_service.domain.decisions import Action
+from kms_service.rpc.authentication import Authenticator
+from kms_service.rpc.server import TokenPort
+from kms_service.rpc.tls import ReloadingCredentials, TlsFiles
+from kms_service.rpc.watch_server import WatchLimits, WatchServer
 from tests.support.oidc_issuer import AUDIENCE, OidcIssuer, oidc_issuer
 from tests.support.sdk_world import SdkWorld, sdk_world
-from tests.support.server import WallClock
+from tests.support.server import TRUST_DOMAIN, WallClock, refusal
 from tests.unit.usecases.real_parts import migrated_database
 
 
@@ -41,6 +48,7 @@ class Rig:
     world: SdkWorld
     issuer: OidcIssuer
     folder: Path
+    verifier: TokenVerifier
 
     @property
     def token_file(self) -> Path:
@@ -77,7 +85,7 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
         world = stack.enter_context(sdk_world(folder, template, tokens=verifier))
         # Policy here goes by path, which a token has not: whoever has a token may read and publish.
         world.world.policy.grants |= {("", action, None) for action in Action}
-        yield Rig(world, issuer, folder)
+        yield Rig(world, issuer, folder, verifier)
 
 
 def test_a_pod_publishes_and_opens_with_its_service_account(rig: Rig) -> None:
@@ -94,6 +102,48 @@ def test_a_pod_publishes_and_opens_with_its_service_account(rig: Rig) -> None:
     who = client.whoami()
     assert (who.subject, who.accepted) == ("system:serviceaccount:prod:app", True)
     assert who.not_after is not None
+
+
+def test_a_pod_hears_of_its_revoked_lease(rig: Rig) -> None:
+    """On the token port of watches, beside one for certificates."""
+    server, world = rig.world.server, rig.world.world
+    names = (server.tls_folder / name for name in ("certificate.pem", "key.pem", "ca.pem"))
+    files = TlsFiles(*names)
+    watches = WatchServer(
+        "127.0.0.1:0",
+        ReloadingCredentials(files, server.metrics).grpc,
+        Authenticator([TRUST_DOMAIN], server.clock, tokens=rig.verifier),
+        world.own_leases,
+        world.database,
+        server.metrics,
+        WatchLimits(heartbeat_s=1.0),
+        TokenPort(
+            "127.0.0.1:0",
+            ReloadingCredentials(files, server.metrics, ask_for_certificate=False).grpc,
+        ),
+    )
+    watches.start()
+    try:
+        rig.write_token()
+        client = rig.client(
+            token_file=rig.token_file, watch_endpoint=f"localhost:{watches.token_port}"
+        )
+        model = rig.folder / "watched.bin"
+        model.write_bytes(b"weights")
+        client.push(model, "watched")
+        with client.open("watched") as opened:
+            _until(lambda: len(watches) == 1)
+            rig.world.client("security").revoke_leases(lease=opened.lease.name)
+            _until(lambda: opened.ended is not None)
+        bare = grpc.ssl_channel_credentials((server.tls_folder / "ca.pem").read_bytes())
+        with grpc.secure_channel(f"localhost:{watches.token_port}", bare) as channel:
+            request = WatchLeasesRequest(leases=[opened.lease.name])
+            stream = WatchServiceStub(channel).WatchLeases(request, timeout=20)
+            with pytest.raises(grpc.RpcError) as caught:
+                next(stream)
+        assert refusal(caught.value).reason == "CREDENTIAL_MISSING"
+    finally:
+        watches.stop(0)
 
 
 def test_a_replaced_token_file_is_taken_and_an_expired_token_named(rig: Rig) -> None:
@@ -260,3 +310,10 @@ def test_a_stranger_is_told_the_same_by_either_port(rig: Rig) -> None:
                 client.resolve("by-token")
     finally:
         rig.world.world.policy.grants |= {("", Action.RESOLVE_MODEL, None)}
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import queue
 import secrets
@@ -243,6 +244,27 @@ def test_f31_beyond_the_bounds_a_watch_is_told_when_to_come_back(
         Stream(stack, holder, server.port, names[0]).next()
 
 
+def test_f31_no_principal_takes_all_the_watches_however_many_its_instances(
+    service: SdkWorld, stack: ExitStack
+) -> None:
+    instances = [service.server.authority.client("reader") for _ in range(3)]
+    stranger = service.server.authority.client("stranger")
+    limits = WatchLimits(streams=3, streams_of_principal=2, heartbeat_s=1.0)
+    with watch_server(service, limits) as server:
+        first, *_ = [
+            Stream(stack, who, server.port, lease(service, who, number))
+            for number, who in enumerate(instances[:2])
+        ]
+        _until(lambda: len(server) == 2)
+        with pytest.raises(grpc.RpcError) as caught:
+            Stream(stack, instances[2], server.port, lease(service, instances[2], 3)).next()
+        assert refusal(caught.value).reason == "STREAM_LIMIT"
+        Stream(stack, stranger, server.port, LeaseName("demo", "f" * 32)).next()
+        first.call.cancel()
+        _until(lambda: len(server) == 2)
+        Stream(stack, instances[2], server.port, lease(service, instances[2], 4)).next()
+
+
 def test_f22_while_the_database_is_away_there_are_no_heartbeats(
     service: SdkWorld, watches: WatchServer, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -271,14 +293,24 @@ def test_f22_while_the_database_is_away_there_are_no_heartbeats(
     listener.join()
 
 
-def test_f64_stopping_ends_the_streams(service: SdkWorld, stack: ExitStack) -> None:
+def test_f64_stopping_ends_the_streams_and_says_nothing_about_it(
+    service: SdkWorld, stack: ExitStack, capfd: pytest.CaptureFixture[str]
+) -> None:
     holder = service.server.authority.client("reader")
     with watch_server(service) as server:
-        stream = Stream(stack, holder, server.port, lease(service, holder, 1))
-        stream.next()
-    with pytest.raises(grpc.RpcError):
-        list(stream.call)
+        streams = [
+            Stream(stack, holder, server.port, lease(service, holder, number))
+            for number in range(8)
+        ]
+        for stream in streams:
+            stream.next()
+        revoke(service, LeaseFilter("demo", principal=READER))  # some are just being told
+    for stream in streams:
+        with pytest.raises(grpc.RpcError):
+            list(stream.call)
     server.stop(0)
+    gc.collect()
+    assert capfd.readouterr().err == ""
 
 
 # --- the SDK -------------------------------------------------------------------------------------
