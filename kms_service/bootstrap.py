@@ -29,7 +29,7 @@ from modelkms_api.v1 import (
 
 from kms_service.adapters.cedar_questions import CedarPolicyQuestions
 from kms_service.adapters.clock import boottime_s
-from kms_service.adapters.measured import CountedAuditLog, TimedDatabase, timed
+from kms_service.adapters.measured import CountedAuditLog, TimedAuditLog, TimedDatabase, timed
 from kms_service.audit_checkpoints import AuditCheckpoints
 from kms_service.background import background_timers
 from kms_service.config import Config
@@ -258,7 +258,7 @@ def _servicers(
     gate = Gate(
         database=database,
         policy=JournaledPolicy(policy, adapters.journal),
-        audit=timed(audit, steps.step("audit")),
+        audit=TimedAuditLog(audit, steps.step("audit")),
         clock=clock,
     )
     return {

@@ -16,7 +16,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -44,11 +44,28 @@ class AuditLogDamaged(ConfigurationError):
 
 @dataclass(slots=True)
 class _Waiting:
-    """One record on its way. The raw lock is held until its fate is known."""
+    """One record on its way, and who is told whether it is durable."""
 
     record: AuditRecord
-    done: _thread.LockType = field(default_factory=_thread.allocate_lock)
-    durable: bool = False
+    done: Callable[[bool], object]
+
+
+class _Fate:
+    """Of a record that somebody waits for. The raw lock is held until it is known."""
+
+    __slots__ = ("_known", "durable")
+
+    def __init__(self) -> None:
+        self.durable = False
+        self._known = _thread.allocate_lock()
+        self._known.acquire()
+
+    def tell(self, durable: bool) -> None:
+        self.durable = durable
+        self._known.release()
+
+    def wait(self) -> None:
+        self._known.acquire()
 
 
 class FileAuditLog:
@@ -110,17 +127,21 @@ class FileAuditLog:
         self._writer.start()
 
     def append(self, record: AuditRecord) -> None:
-        waiting = _Waiting(record)
-        waiting.done.acquire()
-        with self._queue_lock:
-            if self._closing:
-                raise AuditUnavailable
-            self._queue.append(waiting)
-            if len(self._queue) == 1:
-                self._work.release()
-        waiting.done.acquire()
-        if not waiting.durable:
+        fate = _Fate()
+        self.append_soon(record, fate.tell)
+        fate.wait()
+        if not fate.durable:
             raise AuditUnavailable
+
+    def append_soon(self, record: AuditRecord, done: Callable[[bool], object]) -> None:
+        with self._queue_lock:
+            closing = self._closing
+            if not closing:
+                self._queue.append(_Waiting(record, done))
+                if len(self._queue) == 1:
+                    self._work.release()
+        if closing:
+            done(False)
 
     @property
     def chain(self) -> str:
@@ -176,8 +197,7 @@ class FileAuditLog:
                 durable = self._write([waiting.record for waiting in group])
                 self._failing = not durable
                 for waiting in group:
-                    waiting.durable = durable
-                    waiting.done.release()
+                    waiting.done(durable)
             if closing:
                 return
 

@@ -139,11 +139,8 @@ class DataKeyCache:
         """
         name = _Name(master_key, wrapped.ciphertext, context)
         with self._lock:
-            entry = self._entries.get(name)
-            if entry is not None and self._monotonic() < entry.fresh_until_s:
-                self._entries.move_to_end(name)
-                self._count(CacheResult.OUTAGE if entry.stretched else CacheResult.HIT)
-                return _copy(entry.data_key)
+            if (kept := self._fresh(name)) is not None:
+                return kept
             flight = self._flights.get(name)
             leads = flight is None
             if flight is None:
@@ -153,6 +150,22 @@ class DataKeyCache:
         if leads:
             return self._lead(name, flight, wrapped)
         return self._follow(flight)
+
+    def in_memory(
+        self, master_key: str, wrapped: WrappedDataKey, context: bytes
+    ) -> SecretBytes | None:
+        """See `domain.ports.Unwrapping`. What is over its time to live is not given here, so that
+        an outage is always found by asking Vault."""
+        with self._lock:
+            return self._fresh(_Name(master_key, wrapped.ciphertext, context))
+
+    def _fresh(self, name: _Name) -> SecretBytes | None:
+        entry = self._entries.get(name)
+        if entry is None or self._monotonic() >= entry.fresh_until_s:
+            return None
+        self._entries.move_to_end(name)
+        self._count(CacheResult.OUTAGE if entry.stretched else CacheResult.HIT)
+        return _copy(entry.data_key)
 
     def probe(self) -> None:
         """Probe Vault; one that is sealed flushes all keys.

@@ -5,6 +5,7 @@ Wrapped once, at construction; what a use case sees is the same port.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
@@ -13,7 +14,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 from kms_service.domain.audit import AuditRecord
 from kms_service.domain.errors import AuditUnavailable
-from kms_service.domain.ports import AuditLog, Database, Transaction
+from kms_service.domain.ports import AuditLog, Database, Transaction, Wake
 from kms_service.telemetry.metrics import Metrics
 from kms_service.telemetry.steps import Step
 
@@ -74,9 +75,21 @@ class TimedDatabase:
     def write(self) -> AbstractContextManager[Transaction]:
         return self._timed(self._database.write())
 
-    def transact(self, work: Callable[[Transaction], Answer]) -> Answer:
-        with self._step:
-            return self._database.transact(work)
+    def transact(
+        self,
+        work: Callable[[Transaction], Answer],
+        then: Callable[[Answer, Wake], object] | None = None,
+    ) -> Answer:
+        if then is None:
+            with self._step:
+                return self._database.transact(work)
+        began, step = time.perf_counter(), self._step
+
+        def committed(answer: Answer, wake: Wake) -> None:
+            step.took(time.perf_counter() - began)
+            then(answer, wake)
+
+        return self._database.transact(work, committed)
 
     def look(self, work: Callable[[Transaction], Answer]) -> Answer:
         with self._step:
@@ -112,3 +125,31 @@ class CountedAuditLog:
             self._metrics.audit_failures.inc()
             raise
         self._metrics.audit_records.inc()
+
+    def append_soon(self, record: AuditRecord, done: Callable[[bool], object]) -> None:
+        def counted(durable: bool) -> None:
+            (self._metrics.audit_records if durable else self._metrics.audit_failures).inc()
+            done(durable)
+
+        self._log.append_soon(record, counted)
+
+
+class TimedAuditLog:
+    """Times each record, from when it is handed over until it is durable."""
+
+    def __init__(self, log: AuditLog, step: Step) -> None:
+        self._log = log
+        self._step = step
+
+    def append(self, record: AuditRecord) -> None:
+        with self._step:
+            self._log.append(record)
+
+    def append_soon(self, record: AuditRecord, done: Callable[[bool], object]) -> None:
+        began, step = time.perf_counter(), self._step
+
+        def known(durable: bool) -> None:
+            step.took(time.perf_counter() - began)
+            done(durable)
+
+        self._log.append_soon(record, known)

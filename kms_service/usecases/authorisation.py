@@ -47,7 +47,7 @@ from kms_service.domain.names import (
     ServiceName,
     VersionName,
 )
-from kms_service.domain.ports import AuditLog, Clock, Database, PolicyEngine, Transaction
+from kms_service.domain.ports import AuditLog, Clock, Database, PolicyEngine, Transaction, Wake
 from kms_service.usecases.catalogue_lookup import Found, Name, labels_of, look_up
 
 T = TypeVar("T")
@@ -101,28 +101,32 @@ class Gate:
             ModelNotFoundOrDenied or as `refusal` says: not permitted, or blocked.
             PolicyUnavailable, AuditUnavailable: nothing can be decided or recorded.
         """
-        permit = Permit(
-            self._policy,
-            self._audit,
-            self._clock,
-            caller,
-            event or action.value,
-            name,
-            refusal,
-            suite,
-        )
-        about = on or name
+        event = event or action.value
+        with self.call(caller, event, name, refusal=refusal, suite=suite) as permit:
+            self._database.look(
+                lambda tx: permit.ask(
+                    tx, action, on or name, labels=labels, attributes=attributes, own=own
+                )
+            )
+            yield permit
 
-        def ask(tx: Transaction) -> None:
-            # Looked up before policy answers: the blocked take no step that others do not.
-            blocked = is_blocked(tx, caller, self._clock)
-            known = labels_of(tx, about) if labels is None else labels
-            permit.demand(action, about, labels=known, attributes=attributes, own=own)
-            permit.refuse_if(blocked)
-            permit.found = look_up(tx, about)
+    @contextmanager
+    def call(
+        self,
+        caller: Caller,
+        event: str,
+        name: Name,
+        *,
+        refusal: Refusal = ModelNotFoundOrDenied,
+        suite: int = 0,
+    ) -> Iterator[Permit]:
+        """As `admit`, but nothing is asked yet: `Permit.ask` is for the use case to call, in the
+        transaction on whose strength it acts.
 
+        Raises: as `admit`.
+        """
+        permit = Permit(self._policy, self._audit, self._clock, caller, event, name, refusal, suite)
         try:
-            self._database.look(ask)
             yield permit
         except ServiceError as error:
             permit.record_end(error, error.reason)
@@ -181,6 +185,7 @@ class Permit:
         self._decision: Decision | None = None
         self._cause = ""
         self._details: dict[str, str] = {}
+        self._recorded = False
         self._began = clock.now()
 
     @property
@@ -189,6 +194,29 @@ class Permit:
         if self._decision is None:
             raise RuntimeError("a permit without a decision")
         return self._decision
+
+    def ask(
+        self,
+        tx: Transaction,
+        action: Action,
+        about: Name,
+        *,
+        labels: Mapping[str, str] | None = None,
+        attributes: Mapping[str, str] = _NO_LABELS,
+        own: bool = False,
+    ) -> None:
+        """Ask block and policy, then look up what is behind the name: as of this transaction.
+
+        Args: see `Gate.admit`.
+
+        Raises: as `demand`.
+        """
+        # Looked up before policy answers: the blocked take no step that others do not.
+        blocked = is_blocked(tx, self._caller, self._clock)
+        known = labels_of(tx, about) if labels is None else labels
+        self.demand(action, about, labels=known, attributes=attributes, own=own)
+        self.refuse_if(blocked)
+        self.found = look_up(tx, about)
 
     def demand(
         self,
@@ -266,6 +294,24 @@ class Permit:
         self.note(**details)
         self._append(Outcome.OK, "")
 
+    def record_soon(self, wake: Wake) -> None:
+        """As `record`, without waiting: `wake` is called once the record's fate is known. Then
+        `require_recorded` must be asked."""
+
+        def known(durable: bool) -> None:
+            self._recorded = durable
+            wake()
+
+        self._audit.append_soon(self._record(Outcome.OK, ""), known)
+
+    def require_recorded(self) -> None:
+        """
+        Raises:
+            AuditUnavailable: as `record`.
+        """
+        if not self._recorded:
+            raise AuditUnavailable
+
     def record_end(self, error: BaseException, reason: str) -> None:
         """Record the refusal or failure that ends the call; the gate's own.
 
@@ -289,25 +335,26 @@ class Permit:
             return
 
     def _append(self, outcome: Outcome, reason: str) -> None:
+        self._audit.append(self._record(outcome, reason))
+
+    def _record(self, outcome: Outcome, reason: str) -> AuditRecord:
         decision, now = self._decision, self._clock.now()
-        self._audit.append(
-            AuditRecord(
-                time=now,
-                event=self._event,
-                outcome=outcome,
-                request_id=self._caller.request_id,
-                trace_id=self._caller.trace_id,
-                latency_us=(now - self._began) // _MICROSECOND,
-                principal=self._caller.principal.id,
-                instance=self._caller.principal.instance,
-                peer=self._caller.peer,
-                resource=str(self._name),
-                decision_id=decision.id if decision else "",
-                policies=decision.policies if decision else (),
-                policy_epoch=decision.epoch if decision else "",
-                reason=reason,
-                details=dict(self._details),
-            )
+        return AuditRecord(
+            time=now,
+            event=self._event,
+            outcome=outcome,
+            request_id=self._caller.request_id,
+            trace_id=self._caller.trace_id,
+            latency_us=(now - self._began) // _MICROSECOND,
+            principal=self._caller.principal.id,
+            instance=self._caller.principal.instance,
+            peer=self._caller.peer,
+            resource=str(self._name),
+            decision_id=decision.id if decision else "",
+            policies=decision.policies if decision else (),
+            policy_epoch=decision.epoch if decision else "",
+            reason=reason,
+            details=dict(self._details),
         )
 
 

@@ -1,24 +1,27 @@
 """Leasing a data key: the one way by which a key reaches a reader.
 
-    look up → decide → check the client's key → unwrap → commit the lease → record → release
+    decide, look up, check the client's key, commit the lease → record → release
 
-Each step only after the one before. Whatever happens between, a key that leaves has a permit
-that was asked again when the lease committed, a lease under which its version was ENABLED, and a
-durable record. The reverse is not promised: there may be a record, or a lease, without delivery.
+What stands before the first arrow is one transaction: a key that leaves has a permit, a version
+that could be opened, no block and no freeze, all as of the commit of its lease; and then a durable
+record. If the data key is not in memory, that transaction commits nothing, Vault is asked, and all
+of it is asked again. The reverse is not promised: there may be a record, or a lease, without
+delivery.
 """
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
-from dataclasses import replace
-from datetime import datetime, timedelta
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Self
 
 from modelkms_api.key_transport import PURPOSE_LEASE, pin_bytes
 
 from kms_service.domain.attributes import check_attributes
 from kms_service.domain.binding import data_key_context
-from kms_service.domain.catalogue import ArtifactPin, Version
+from kms_service.domain.catalogue import ArtifactPin, Project, Version, WrappedDataKey
 from kms_service.domain.decisions import Action
 from kms_service.domain.errors import (
     ConcurrentUpdate,
@@ -29,7 +32,7 @@ from kms_service.domain.errors import (
 )
 from kms_service.domain.identity import Caller
 from kms_service.domain.leases import Lease, LeaseBounds
-from kms_service.domain.names import LeaseName, Reference, VersionName
+from kms_service.domain.names import LeaseName, Reference
 from kms_service.domain.ports import (
     ArtifactStore,
     ClientKey,
@@ -42,11 +45,12 @@ from kms_service.domain.ports import (
     Liveness,
     Transaction,
     Unwrapping,
+    Wake,
 )
 from kms_service.domain.secret import SecretBytes
 from kms_service.usecases.answers import LeasedDataKey, LeaseView, VersionView
 from kms_service.usecases.authorisation import Gate, Permit
-from kms_service.usecases.resolution import locate, resolve_openable
+from kms_service.usecases.resolution import locate, resolve
 from kms_service.usecases.standing import require_not_frozen
 
 MILLISECOND = timedelta(milliseconds=1)
@@ -96,95 +100,100 @@ class LeaseDataKey:
         claims = check_attributes(attributes, "attributes")
         asked = check_ttl(ttl)
 
-        with self._gate.admit(
-            caller,
-            Action.LEASE_DATA_KEY,
-            reference,
-            attributes=claims,
-            suite=client_key.suite,
-        ) as permit:
-            project, version, pin = resolve_openable(permit, reference)
-            self._transport.check(client_key)
-            location = locate(self._store, self._clock, version)
-
-            liveness.check()
-            context = data_key_context(version.name.parent, version.uid)
-            data_key = self._master_keys.unwrap(project.master_key, version.wrapped_key, context)
+        with (
+            self._gate.call(
+                caller, Action.LEASE_DATA_KEY.value, reference, suite=client_key.suite
+            ) as permit,
+            _Held() as held,
+        ):
+            wish = _Wish(caller, reference, client_key, claims, asked)
+            lease = self._issue(permit, wish, held)
+            if lease is None:
+                liveness.check()
+                held.data_key = self._unwrap(held)
+                lease = self._issue(permit, wish, held)
+            assert lease is not None  # for its key is held
+            duration = lease.expire_time - lease.issue_time
             try:
-                lease = self._commit(permit, caller, version, claims, client_key.suite, asked)
-                duration = lease.expire_time - lease.issue_time
-                encrypted = self._release(
-                    permit, lease, pin, duration, data_key, client_key, liveness
-                )
-            finally:
-                data_key.wipe()
+                permit.require_recorded()
+                location = locate(self._store, self._clock, held.version)
+                encrypted = self._encrypt(lease, duration, held, client_key)
+                liveness.check()
+            except BaseException:
+                # The key did not leave, whatever the reason; the gate records that it did not.
+                permit.note(delivered="no")
+                self._withdraw(permit, lease)
+                raise
 
             return LeasedDataKey(
                 lease=LeaseView(lease, lease.state(lease.issue_time)),
-                version=VersionView(version, permit.found.aliases),
+                version=VersionView(held.version, permit.found.aliases),
                 artifact=location,
                 data_key=encrypted,
                 lease_duration=duration,
                 max_offline=permit.decision.lease_bounds.max_offline,
             )
 
-    def _commit(
-        self,
-        permit: Permit,
-        caller: Caller,
-        resolved: Version,
-        claims: Mapping[str, str],
-        suite: int,
-        asked: timedelta | None,
-    ) -> Lease:
-        """The lease, committed together with the check that it may still be given."""
+    def _issue(self, permit: Permit, wish: _Wish, held: _Held) -> Lease | None:
+        """The lease, committed together with all that it was given on the strength of, and its
+        record, which `permit.require_recorded` must be asked for. None if the data key must first
+        be had from Vault: `held` says of which version."""
 
-        def commit(tx: Transaction) -> Lease:
-            model = permit.require(tx.models.get(resolved.name.parent))
-            version = permit.require(tx.versions.get(resolved.name))
-            # Vault took its time: what was permitted then must be permitted now (F19). Asked
-            # within the transaction, so that no withdrawal falls between answer and commit.
-            decision = permit.demand(
-                Action.LEASE_DATA_KEY, version.name, labels=model.labels, attributes=claims
-            )
-            permit.require_unblocked(tx)
+        def issue(tx: Transaction) -> Lease | None:
+            # Asked within the transaction, so that no withdrawal falls between answer and commit;
+            # and again after Vault, which took its time (F19).
+            about = held.version.name if held.known else wish.reference
+            permit.ask(tx, Action.LEASE_DATA_KEY, about, attributes=wish.attributes)
+            project, version = resolve(permit, about)
             require_not_frozen(tx, version.name.parent.parent)
-            version.require_openable()
-            if (version.uid, version.pin) != (resolved.uid, resolved.pin):
+            pin = version.require_openable()
+            if not held.known:
+                self._transport.check(wish.client_key)
+                held.know(project, version, pin)
+                held.data_key = self._master_keys.in_memory(*held.wrapped)
+            elif (version.uid, pin) != (held.version.uid, held.pin):
                 raise ConcurrentUpdate
+            if held.data_key is None:
+                return None
 
-            bounds, now = whole_milliseconds(decision.lease_bounds), self._clock.now()
-            _require_room(tx, bounds, caller, version.name, now)
-            lease = Lease(
-                name=LeaseName(version.name.project, secrets.token_hex(16)),
-                version=version.name,
-                version_uid=version.uid,
-                principal=caller.principal.id,
-                instance=caller.principal.instance,
-                issue_time=now,
-                expire_time=now + bounds.first(asked),
-                absolute_end_time=now + bounds.max_ttl,
-                suite=suite,
-                attributes=claims,
-            )
+            lease = self._lease(permit, wish, version)
+            _require_room(tx, permit.decision.lease_bounds, lease)
             tx.leases.insert(lease)
             return lease
 
-        lease = self._database.transact(commit)
-        permit.note(lease=lease.name, expire_time=lease.expire_time.isoformat())
-        return lease
+        def record(lease: Lease | None, wake: Wake) -> None:
+            if lease is None:
+                wake()
+                return
+            permit.note(lease=lease.name, expire_time=lease.expire_time.isoformat())
+            permit.record_soon(wake)
 
-    def _release(
-        self,
-        permit: Permit,
-        lease: Lease,
-        pin: ArtifactPin,
-        duration: timedelta,
-        data_key: SecretBytes,
-        client_key: ClientKey,
-        liveness: Liveness,
+        return self._database.transact(issue, record)
+
+    def _lease(self, permit: Permit, wish: _Wish, version: Version) -> Lease:
+        bounds, now = whole_milliseconds(permit.decision.lease_bounds), self._clock.now()
+        return Lease(
+            name=LeaseName(version.name.project, secrets.token_hex(16)),
+            version=version.name,
+            version_uid=version.uid,
+            principal=wish.caller.principal.id,
+            instance=wish.caller.principal.instance,
+            issue_time=now,
+            expire_time=now + bounds.first(wish.ttl),
+            absolute_end_time=now + bounds.max_ttl,
+            suite=wish.client_key.suite,
+            attributes=wish.attributes,
+        )
+
+    def _unwrap(self, held: _Held) -> SecretBytes:
+        return self._master_keys.unwrap(*held.wrapped)
+
+    def _encrypt(
+        self, lease: Lease, duration: timedelta, held: _Held, client_key: ClientKey
     ) -> EncryptedDataKey:
-        """The data key, encrypted; recorded durably before. Else the lease is revoked."""
+        """The data key, for this client key only, bound to the lease."""
+        assert held.data_key is not None
+        pin = held.pin
         binding = KeyAnswerBinding(
             purpose=PURPOSE_LEASE,
             lease=str(lease.name),
@@ -196,16 +205,7 @@ class LeaseDataKey:
             ),
             lease_duration=duration,
         )
-        try:
-            permit.record()
-            encrypted = self._transport.encrypt(data_key, lease.principal, client_key, binding)
-            liveness.check()
-        except BaseException:
-            # The key did not leave, whatever the reason; the gate records that it did not.
-            permit.note(delivered="no")
-            self._withdraw(permit, lease)
-            raise
-        return encrypted
+        return self._transport.encrypt(held.data_key, lease.principal, client_key, binding)
 
     def _withdraw(self, permit: Permit, lease: Lease) -> None:
         try:
@@ -217,17 +217,59 @@ class LeaseDataKey:
             permit.note(lease_revoked="yes")
 
 
-def _require_room(
-    tx: Transaction, bounds: LeaseBounds, caller: Caller, version: VersionName, now: datetime
-) -> None:
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """What was asked for."""
+
+    caller: Caller
+    reference: Reference
+    client_key: ClientKey
+    attributes: Mapping[str, str]
+    ttl: timedelta | None
+
+
+class _Held:
+    """The version that the reference means, once it was looked up, and its data key, once it is
+    here: the copy of this call, wiped at its end."""
+
+    __slots__ = ("_project", "data_key", "known", "pin", "version")
+
+    _project: Project
+    version: Version
+    pin: ArtifactPin
+
+    def __init__(self) -> None:
+        self.known = False
+        self.data_key: SecretBytes | None = None
+
+    def know(self, project: Project, version: Version, pin: ArtifactPin) -> None:
+        self._project, self.version, self.pin, self.known = project, version, pin, True
+
+    @property
+    def wrapped(self) -> tuple[str, WrappedDataKey, bytes]:
+        """Master key, wrapped data key and context: what unwraps it."""
+        version = self.version
+        context = data_key_context(version.name.parent, version.uid)
+        return self._project.master_key, version.wrapped_key, context
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.data_key is not None:
+            self.data_key.wipe()
+
+
+def _require_room(tx: Transaction, bounds: LeaseBounds, lease: Lease) -> None:
     """
     Raises:
         LeaseUsedUp, LeaseLimit: the principal has what policy allows.
     """
-    of_model = LeaseFilter(version.project, principal=caller.principal.id, model=version.model)
+    version = lease.version
+    of_model = LeaseFilter(version.project, principal=lease.principal, model=version.model)
     if bounds.one_time and tx.leases.count(replace(of_model, number=version.number)):
         raise LeaseUsedUp
-    live = replace(of_model, live_at=now)
+    live = replace(of_model, live_at=lease.issue_time)
     if bounds.max_live is not None and tx.leases.count(live) >= bounds.max_live:
         raise LeaseLimit
 

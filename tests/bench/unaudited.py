@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ class NoAuditLog:
     def __init__(self, _folder: Path, _now: object, **_options: Any) -> None: ...
 
     def append(self, record: AuditRecord) -> None: ...
+
+    def append_soon(self, record: AuditRecord, done: Callable[[bool], object]) -> None:
+        done(True)
 
     def close(self) -> None: ...
 

@@ -42,7 +42,7 @@ from kms_service.domain.errors import (
 from kms_service.domain.identity import Principal
 from kms_service.domain.leases import Lease
 from kms_service.domain.names import AliasName, LeaseName, ModelName, ProjectName, VersionName
-from kms_service.domain.ports import Database, LeaseFilter, Page, Revoked, Transaction
+from kms_service.domain.ports import Database, LeaseFilter, Page, Revoked, Transaction, Wake
 from kms_service.domain.standing import Block, Freeze
 from kms_service.domain.trims import Trim
 from tests.contract.conftest import Migrated
@@ -113,6 +113,25 @@ def test_a_reader_sees_one_snapshot(filled: SqlDatabase) -> None:
 def test_transact_gives_what_the_work_gives(filled: SqlDatabase) -> None:
     assert filled.transact(lambda tx: tx.versions.next_number(FACE)) == 1
     assert filled.transact(lambda tx: tx.versions.next_number(FACE)) == 2
+
+
+def test_transact_tells_what_follows_once_it_is_committed(filled: SqlDatabase) -> None:
+    seen: list[Project | None] = []
+    wakers: list[threading.Thread] = []
+
+    def then(_result: None, wake: Wake) -> None:
+        with filled.read() as tx:
+            seen.append(tx.projects.get(new.name))
+        wakers.append(threading.Thread(target=wake))
+        wakers[0].start()
+
+    new = Project(ProjectName("new"), "modelkms-new", NOW)
+    filled.transact(lambda tx: tx.projects.insert(new), then)
+    wakers[0].join()
+    assert seen == [new]
+    with pytest.raises(ResourceExists):
+        filled.transact(lambda tx: tx.projects.insert(new), then)
+    assert len(seen) == 1
 
 
 def test_transact_rolls_back_what_raises_and_does_not_repeat_it(filled: SqlDatabase) -> None:

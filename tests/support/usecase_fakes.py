@@ -4,6 +4,7 @@ what happens in the middle of a call. State and artifacts are the real adapters.
 from __future__ import annotations
 
 import secrets
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from kms_service.domain.ports import (
     MasterKeys,
     MasterKeyState,
     Transaction,
+    Wake,
 )
 from kms_service.domain.secret import SecretBytes
 
@@ -120,6 +122,14 @@ class MemoryAudit:
             raise AuditUnavailable
         self.records.append(record)
 
+    def append_soon(self, record: AuditRecord, done: Callable[[bool], object]) -> None:
+        try:
+            self.append(record)
+        except AuditUnavailable:
+            done(False)
+        else:
+            done(True)
+
     def take(self) -> list[AuditRecord]:
         """What was recorded since the last time."""
         taken, self.records = self.records, []
@@ -149,6 +159,8 @@ class WatchedMasterKeys:
     inner: MasterKeys
     calls: list[str] = field(default_factory=list)
     meanwhile: Callable[[], object] | None = None
+    kept: dict[str, SecretBytes] = field(default_factory=dict)
+    """Data keys in memory, by their wrapped form."""
 
     def _watch(self, call: str) -> None:
         self.calls.append(call)
@@ -165,6 +177,12 @@ class WatchedMasterKeys:
     def unwrap(self, master_key: str, wrapped: WrappedDataKey, context: bytes) -> SecretBytes:
         self._watch("unwrap")
         return self.inner.unwrap(master_key, wrapped, context)
+
+    def in_memory(
+        self, master_key: str, wrapped: WrappedDataKey, context: bytes
+    ) -> SecretBytes | None:
+        """What the test put there."""
+        return self.kept.get(wrapped.ciphertext)
 
     def describe(self, master_key: str) -> MasterKeyState:
         self._watch("describe")
@@ -236,9 +254,16 @@ class WatchedDatabase:
                 raise error
         return self.inner.write()
 
-    def transact(self, work: Callable[[Transaction], T]) -> T:
+    def transact(
+        self, work: Callable[[Transaction], T], then: Callable[[T, Wake], object] | None = None
+    ) -> T:
         with self.write() as transaction:
-            return work(transaction)
+            result = work(transaction)
+        if then is not None:
+            woken = threading.Event()
+            then(result, woken.set)
+            assert woken.wait(30)
+        return result
 
     def look(self, work: Callable[[Transaction], T]) -> T:
         return self.inner.look(work)

@@ -13,6 +13,7 @@ from sqlalchemy.exc import DatabaseError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from kms_service.domain.errors import ConfigurationError, ServiceError, StateUnavailable
+from kms_service.domain.ports import Wake
 
 T = TypeVar("T")
 
@@ -55,8 +56,11 @@ class Transactions(Protocol):
             StateConflict: lost against another transaction; nothing was changed.
         """
 
-    def transact(self, work: Callable[[Connection], T]) -> T:
-        """`work` in such a transaction; the whole of it again while it loses against others.
+    def transact(
+        self, work: Callable[[Connection], T], then: Callable[[T, Wake], object] | None = None
+    ) -> T:
+        """`work` in such a transaction; the whole of it again while it loses against others. For
+        `then` see `domain.ports.Database.transact`.
 
         Raises: as `write`, and what `work` raises.
         """

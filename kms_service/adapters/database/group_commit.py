@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextvars
 import threading
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Generic, TypeVar
@@ -18,6 +19,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DatabaseError, IntegrityError
 
 from kms_service.adapters.database.seen import seen_of
+from kms_service.domain.ports import Wake
 
 T = TypeVar("T")
 
@@ -27,16 +29,23 @@ _AT_ONCE = 64
 _NAME = "turn"
 _SAVEPOINT, _RELEASE = f"SAVEPOINT {_NAME}", f"RELEASE {_NAME}"
 
+_GATHER_S = 0.0005
+"""How long a leader waits for others, if the group before was more than one: those who shared a
+commit come back together, and the first of them must not leave without the rest."""
+
 Write = Callable[[], AbstractContextManager[Connection]]
 
 
 class _Entry(Generic[T]):
     """One writer's work, and what became of it."""
 
-    __slots__ = ("_asleep", "_context", "_work", "error", "leads", "result")
+    __slots__ = ("_asleep", "_context", "_then", "_work", "error", "leads", "result")
 
-    def __init__(self, work: Callable[[Connection], T]) -> None:
+    def __init__(
+        self, work: Callable[[Connection], T], then: Callable[[T, Wake], object] | None
+    ) -> None:
         self._work = work
+        self._then = then
         # Another thread may run it; what the caller's thread knows (its trace) goes along.
         self._context = contextvars.copy_context()
         self._asleep = threading.Lock()  # held until woken: cheaper than an Event to wait on
@@ -53,6 +62,17 @@ class _Entry(Generic[T]):
 
     def run(self, connection: Connection) -> None:
         self.result = self._context.run(self._work, connection)
+
+    def over(self) -> None:
+        """It is committed, or failed: the writer is woken, by `then` if there is one."""
+        if self.error is None and self._then is not None:
+            try:
+                self._then(self.result, self.wake)  # type: ignore[arg-type]  # what work gave
+            except BaseException as error:  # a bug; the others of the group must not suffer
+                self.error = error
+            else:
+                return
+        self.wake()
 
 
 class GroupCommit:
@@ -77,29 +97,36 @@ class GroupCommit:
         self._lock = threading.Lock()
         self._queue: list[_Entry[Any]] = []
         self._led = False
+        self._together = 1
 
-    def run(self, work: Callable[[Connection], T]) -> T:
-        """What `work` gives, once it is committed.
+    def run(
+        self, work: Callable[[Connection], T], then: Callable[[T, Wake], object] | None = None
+    ) -> T:
+        """What `work` gives, once it is committed; see `domain.ports.Database.transact`.
 
         Raises: what `work` raises, and what `write` does.
         """
-        entry = _Entry(work)
+        entry = _Entry(work, then)
         with self._lock:
             self._queue.append(entry)
             entry.leads = not self._led
             self._led = True
         if not entry.leads:
-            entry.sleep()
+            entry.sleep()  # until it is to lead, or it is over
         if entry.leads:
             self._lead()
+            entry.sleep()
         if entry.error is not None:
             raise entry.error
         return entry.result  # type: ignore[return-value]  # no error: it is what work gave
 
     def _lead(self) -> None:
         """One commit for all that have gathered, the leader's own first; then the next leads."""
+        if self._together > 1:
+            time.sleep(_GATHER_S)
         with self._lock:
             group, self._queue = self._queue[:_AT_ONCE], self._queue[_AT_ONCE:]
+            self._together = len(group)
         try:
             self._commit(group)
         except BaseException as error:
@@ -110,7 +137,7 @@ class GroupCommit:
             following = self._queue[0] if self._queue else None
             self._led = following is not None
         for entry in group:
-            entry.wake()
+            entry.over()
         if following is not None:
             following.leads = True
             following.wake()

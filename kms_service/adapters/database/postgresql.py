@@ -10,6 +10,7 @@ afterwards the server is asked what became of it (F58).
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ from kms_service.domain.errors import (
     StateCorrupt,
     StateUnavailable,
 )
+from kms_service.domain.ports import Wake
 
 T = TypeVar("T")
 
@@ -103,7 +105,18 @@ class PostgresqlTransactions:
                     raise
                 self._settle(receipt, error)
 
-    def transact(self, work: Callable[[Connection], T]) -> T:
+    def transact(
+        self, work: Callable[[Connection], T], then: Callable[[T, Wake], object] | None = None
+    ) -> T:
+        result = self._transact(work)
+        if then is not None:
+            asleep = threading.Lock()
+            asleep.acquire()
+            then(result, asleep.release)
+            asleep.acquire()
+        return result
+
+    def _transact(self, work: Callable[[Connection], T]) -> T:
         attempt = 0
         while True:
             attempt += 1

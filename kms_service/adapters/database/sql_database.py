@@ -30,6 +30,7 @@ from kms_service.adapters.database.trim_table import SqlTrimTable
 from kms_service.adapters.database.version_table import SqlVersionTable
 from kms_service.domain.catalogue import VersionState
 from kms_service.domain.errors import StateUnavailable
+from kms_service.domain.ports import Wake
 
 T = TypeVar("T")
 
@@ -115,8 +116,12 @@ class SqlDatabase:
         with self._transactions.write() as connection:
             yield SqlTransaction(connection)
 
-    def transact(self, work: Callable[[SqlTransaction], T]) -> T:
-        return self._transactions.transact(lambda connection: work(SqlTransaction(connection)))
+    def transact(
+        self, work: Callable[[SqlTransaction], T], then: Callable[[T, Wake], object] | None = None
+    ) -> T:
+        return self._transactions.transact(
+            lambda connection: work(SqlTransaction(connection)), then
+        )
 
     def look(self, work: Callable[[SqlTransaction], T]) -> T:
         return self._transactions.look(lambda connection: work(SqlTransaction(connection)))

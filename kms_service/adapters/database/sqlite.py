@@ -26,6 +26,7 @@ from kms_service.domain.errors import (
     StateCorrupt,
     StateUnavailable,
 )
+from kms_service.domain.ports import Wake
 
 T = TypeVar("T")
 
@@ -70,10 +71,12 @@ class SqliteTransactions:
         finally:
             self._writer.release()
 
-    def transact(self, work: Callable[[Connection], T]) -> T:
+    def transact(
+        self, work: Callable[[Connection], T], then: Callable[[T, Wake], object] | None = None
+    ) -> T:
         """Once: writers take turns here, so that none loses against another; those who wait at
         the same time share one commit."""
-        return self._group.run(work)
+        return self._group.run(work, then)
 
     def look(self, work: Callable[[Connection], T]) -> T:
         """Those who wait at the same time share one snapshot, begun after they all came."""

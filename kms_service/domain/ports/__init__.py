@@ -21,7 +21,7 @@ from kms_service.domain.ports.catalogue import (
     ProjectTable,
     VersionTable,
 )
-from kms_service.domain.ports.database import Database, Transaction
+from kms_service.domain.ports.database import Database, Transaction, Wake
 from kms_service.domain.ports.key_transport import (
     ClientKey,
     EncryptedDataKey,
@@ -73,4 +73,5 @@ __all__ = [
     "TrimTable",
     "Unwrapping",
     "VersionTable",
+    "Wake",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from kms_service.domain.audit import AuditRecord, ChainHead
@@ -15,6 +15,10 @@ class AuditLog(Protocol):
         Raises:
             AuditUnavailable: it is not, and nothing may be issued on its strength.
         """
+
+    def append_soon(self, record: AuditRecord, done: Callable[[bool], object]) -> None:
+        """Hands it over and does not wait. `done` is told once whether it is durable, mostly by
+        another thread, so it neither waits nor raises."""
 
 
 class AuditChain(Protocol):

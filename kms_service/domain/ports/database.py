@@ -14,6 +14,9 @@ from kms_service.domain.ports.standing import BackupTable, BlockTable, FreezeTab
 
 T = TypeVar("T")
 
+Wake = Callable[[], object]
+"""Wakes one who waits; once, from any thread."""
+
 
 class Transaction(Protocol):
     """One serializable transaction. Nothing is seen by others before it commits."""
@@ -58,11 +61,18 @@ class Database(Protocol):
             StateConflict: lost against another transaction; nothing was changed.
         """
 
-    def transact(self, work: Callable[[Transaction], T]) -> T:
+    def transact(
+        self, work: Callable[[Transaction], T], then: Callable[[T, Wake], object] | None = None
+    ) -> T:
         """`work` in a `write` transaction; the whole of it again, some times, while it loses
         against others. So what it does besides must bear repetition.
 
-        Raises: as `write`, and what `work` raises.
+        Args:
+            then: told what `work` gave once it is committed, by whoever committed it, so that it
+                neither waits nor raises. This call returns when it is woken: for what the caller
+                waits for next, one waking is enough.
+
+        Raises: as `write`, and what `work` raises; then nothing was committed, nor `then` told.
         """
 
     def look(self, work: Callable[[Transaction], T]) -> T:

@@ -65,6 +65,11 @@ class Unwrapping(Protocol):
     def unwrap(self, master_key: str, wrapped: WrappedDataKey, context: bytes) -> SecretBytes:
         """As `MasterKeys.unwrap`; the caller's own copy, to be wiped."""
 
+    def in_memory(
+        self, master_key: str, wrapped: WrappedDataKey, context: bytes
+    ) -> SecretBytes | None:
+        """As `unwrap`, if that takes no call to Vault; else None. Never waits."""
+
 
 class Tombstones(Protocol):
     """What was destroyed, kept outside the database: a backup of that one cannot bring it back."""

@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import json
 import os
+import queue
 import resource
 import threading
 import time
@@ -71,6 +72,17 @@ def test_what_is_appended_is_read_back_and_whole(folder: Path) -> None:
     assert found[2]["details"] == {"lease": "projects/p/leases/3"}
     assert verify(folder).summary == f"audit: whole to record {RECORDS}, end unproven"
     assert {path.stat().st_mode & 0o777 for path in segments(folder)} == {0o600}
+
+
+def test_who_does_not_wait_is_told(tmp_path: Path) -> None:
+    told: queue.Queue[bool] = queue.Queue()
+    log = open_log(tmp_path / "audit")
+    log.append_soon(record(1), told.put)
+    assert told.get(timeout=30)
+    assert log.last_sequence == 1
+    log.close()
+    log.append_soon(record(2), told.put)
+    assert not told.get(timeout=30)
 
 
 def edit(line: bytes) -> bytes:

@@ -175,3 +175,58 @@ def test_a_work_sees_what_those_before_it_did(rig: Rig, pool: ThreadPoolExecutor
         return rig.transactions.transact(work)
 
     assert sorted(pool.map(lambda _: add_one(), range(100))) == list(range(1, 101))
+
+
+def test_what_follows_is_told_after_the_commit_and_wakes_the_writer(rig: Rig) -> None:
+    seen: list[tuple[int, set[int]]] = []
+    wakes: list[Callable[[], object]] = []
+
+    def then(number: int, wake: Callable[[], object]) -> None:
+        seen.append((number, rig.numbers()))
+        wakes.append(wake)
+
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(
+            rig.transactions.transact, lambda connection: _insert(connection, 1), then
+        )
+        _until(lambda: bool(wakes))
+        assert not running.done()
+        wakes[0]()
+        assert running.result(30) == 1
+    assert seen == [(1, {1})]
+
+
+def test_of_a_group_only_what_was_committed_is_followed_and_a_bug_there_is_its_own(
+    rig: Rig,
+) -> None:
+    told: list[int] = []
+
+    def then(number: int, wake: Callable[[], object]) -> None:
+        told.append(number)
+        if number == 3:
+            raise RuntimeError
+        wake()
+
+    def insert(number: int) -> Callable[[], object]:
+        return lambda: rig.transactions.transact(
+            lambda connection: _insert(connection, number), then
+        )
+
+    rig.insert(2)
+    with ThreadPoolExecutor(8) as pool:
+        errors = rig.gathered([insert(number) for number in (1, 2, 3, 4)], pool)
+    assert [type(error) for error in errors] == [
+        type(None),
+        StateConflict,
+        RuntimeError,
+        type(None),
+    ]
+    assert sorted(told) == [1, 3, 4]
+    assert rig.numbers() == {1, 2, 3, 4}
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)

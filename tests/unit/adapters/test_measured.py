@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from kms_service.adapters.database.sql_database import SqlDatabase
-from kms_service.adapters.measured import CountedAuditLog, TimedDatabase, timed
+from kms_service.adapters.measured import CountedAuditLog, TimedAuditLog, TimedDatabase, timed
 from kms_service.domain.audit import AuditRecord, Outcome
 from kms_service.domain.errors import AuditUnavailable
 from kms_service.telemetry.metrics import Metrics
@@ -63,8 +64,10 @@ def test_a_transaction_is_timed_from_begin_to_commit_without_what_it_asks_of_oth
     assert database.transact(lambda tx: tx.projects.list(10, "").next_page_token) == ""
     with pytest.raises(KeyError), database.write():
         raise KeyError
+    woken = database.transact(lambda _tx: "done", lambda _done, wake: wake())
     real.close()
-    assert taken(metrics, "database") == 4
+    assert woken == "done"
+    assert taken(metrics, "database") == 5
     assert taken(metrics, "policy") == 1
 
 
@@ -72,12 +75,20 @@ class FullDisk:
     def append(self, record: AuditRecord) -> None:
         raise AuditUnavailable
 
+    def append_soon(self, record: AuditRecord, done: Callable[[bool], object]) -> None:
+        done(False)
+
 
 def test_records_that_are_not_durable_are_counted_apart() -> None:
     metrics = Metrics([], [], [])
     record = AuditRecord(time=datetime.now(UTC), event="e", outcome=Outcome.OK)
     with pytest.raises(AuditUnavailable):
         CountedAuditLog(FullDisk(), metrics).append(record)
+    told: list[bool] = []
+    timed_log = TimedAuditLog(CountedAuditLog(FullDisk(), metrics), metrics.steps.step("audit"))
+    timed_log.append_soon(record, told.append)
+    assert told == [False]
+    assert taken(metrics, "audit") == 1
     value = metrics.registry.get_sample_value
-    assert value("modelkms_audit_failures_total") == 1
+    assert value("modelkms_audit_failures_total") == 2
     assert value("modelkms_audit_records_total") == 0

@@ -17,12 +17,14 @@ from kms_service.domain.errors import (
     InvalidField,
     KeyRecordCorrupt,
     LeaseExpired,
+    LeaseLimit,
     LeaseMaxTtl,
     LeaseNotFoundOrDenied,
     LeaseRevoked,
     ModelNotFoundOrDenied,
     NoStableVersion,
     PolicyUnavailable,
+    ProjectFrozen,
     RecipientKeyInvalid,
     StateUnavailable,
     VaultSealed,
@@ -32,6 +34,7 @@ from kms_service.domain.errors import (
 from kms_service.domain.leases import LeaseBounds, LeaseState
 from kms_service.domain.names import AliasName, LeaseName, ModelName, ProjectName, VersionName
 from kms_service.domain.ports import ClientKey
+from kms_service.domain.secret import SecretBytes
 from tests.support.usecase_fakes import HOUR, Waiting, caller
 from tests.unit.usecases.world import Client, World, stable
 
@@ -322,7 +325,7 @@ def test_f61_a_denial_that_cannot_be_recorded_is_an_outage(published: World) -> 
 
 
 def test_a_lease_that_cannot_be_withdrawn_still_gives_no_key(published: World) -> None:
-    published.database.fail_writes = [None, StateUnavailable()]
+    published.database.fail_writes = [None, None, StateUnavailable()]
     with pytest.raises(DeadlineExceeded):
         published.lease(READER, STABLE, liveness=Waiting(checks=1))
     assert published.audit.take()[-1].details["lease_revoked"] == "STATE_UNAVAILABLE"
@@ -363,6 +366,69 @@ def test_a_bug_is_recorded_as_one_and_issues_nothing(published: World) -> None:
     (record,) = published.audit.take()
     assert (record.outcome, record.reason) == (Outcome.FAILED, "INTERNAL")
     assert "secret detail" not in repr(record)
+
+
+# --- a data key in memory ------------------------------------------------------------------------
+
+
+def _keep(world: World) -> SecretBytes:
+    """V1's data key as it is in memory: a copy of the next call's own."""
+    version = world.version(V1)
+    assert version is not None
+    kept = SecretBytes(world.unwrap(version))
+    world.master_keys.kept[version.wrapped_key.ciphertext] = kept
+    world.master_keys.calls.clear()
+    return kept
+
+
+def test_a_key_in_memory_is_leased_in_one_transaction_without_vault(published: World) -> None:
+    kept = _keep(published)
+    published.policy.asked.clear()
+    client, expected = Client(), kept.reveal()
+    published.database.fail_writes = [None, StateUnavailable()]  # a second one would fail
+    leased = published.lease(READER, STABLE, client=client)
+    assert client.open_leased(leased, READER) == expected
+    assert published.master_keys.calls == []
+    assert len(published.policy.asked) == 1
+    assert len(published.audit.take()) == 1
+    assert kept.reveal() == bytes(32)
+
+
+def test_f67_a_key_in_memory_is_refused_as_one_that_is_not(published: World) -> None:
+    security = published.security()
+    published.policy.bounds = LeaseBounds(HOUR, HOUR, max_live=1)
+    published.lease(READER, STABLE)
+    for refused in (LeaseLimit, ProjectFrozen, VersionDisabled, ModelNotFoundOrDenied):
+        if refused is ProjectFrozen:
+            published.standing.freeze(security, DEMO, "theft")
+        if refused is VersionDisabled:
+            published.standing.unfreeze(security, DEMO)
+            published.states.disable(security, V1)
+        if refused is ModelNotFoundOrDenied:
+            published.standing.block(security, READER.principal.id, "theft", None)
+        kept, leases = _keep(published), published.live_leases()
+        with pytest.raises(refused):
+            published.lease(READER, STABLE)
+        assert published.live_leases() == leases
+        assert kept.reveal() in (bytes(32), _unwrapped(published))  # wiped, or never taken
+
+
+def _unwrapped(world: World) -> bytes:
+    version = world.version(V1)
+    assert version is not None
+    return world.unwrap(version)
+
+
+def test_an_alias_that_moves_while_vault_works_leases_what_it_meant(published: World) -> None:
+    second = published.publish(MODEL).version.version.name
+    published.master_keys.calls.clear()
+    published.master_keys.meanwhile = lambda: published.set_alias(
+        caller("publisher"), STABLE, second
+    )
+    client = Client()
+    leased = published.lease(READER, STABLE, client=client)
+    assert leased.version.version.name == V1
+    assert client.open_leased(leased, READER) == _unwrapped(published)
 
 
 # --- renewing ------------------------------------------------------------------------------------
