@@ -19,6 +19,7 @@ from kms_service.telemetry.metrics import Metrics
 from kms_service.timers import Timer
 from kms_service.usecases.expire_pending import ExpirePending
 from kms_service.usecases.shred_versions import ShredVersions
+from kms_service.usecases.sweep_leases import SweepLeases
 from kms_service.usecases.sweep_orphans import SweepOrphans
 
 _PROBE_EVERY_S = 2.0
@@ -32,6 +33,7 @@ _SURVEY_EVERY_S = 30.0
 _EXPIRE_EVERY_S = 300.0
 _SESSIONS_EVERY_S = 60.0
 _SWEEP_EVERY_S = 6 * 3600.0
+_LEASES_EVERY_S = 60.0
 _SHRED_EVERY_S = 60.0
 _TOMBSTONES_EVERY_S = 60.0
 
@@ -70,6 +72,11 @@ def background_timers(
         audit=audit,
         clock=adapters.clock,
     )
+    sweep_leases = SweepLeases(
+        database=adapters.database,
+        clock=adapters.clock,
+        kept=timedelta(seconds=config.ended_leases_kept_s),
+    )
     count_leases = lease_counter(metrics, adapters.database, adapters.clock)
     survey = master_key_surveyor(metrics, adapters.database, adapters.vault)
     timers = [
@@ -82,6 +89,7 @@ def background_timers(
         Timer("sessions", _SESSIONS_EVERY_S, adapters.transport.forget_ended_sessions),
         Timer("expire-pending", _EXPIRE_EVERY_S, lambda: metrics.versions_expired.inc(expire())),
         Timer("sweep-orphans", _SWEEP_EVERY_S, lambda: metrics.orphans_swept.inc(sweep())),
+        Timer("sweep-leases", _LEASES_EVERY_S, lambda: metrics.leases_swept.inc(sweep_leases())),
         Timer("shred", _SHRED_EVERY_S, lambda: metrics.versions_destroyed.inc(shred())),
         Timer("tombstones", _TOMBSTONES_EVERY_S, adapters.tombstones.uids),
         *rewrapping,

@@ -412,6 +412,9 @@ class Config(_Section):
     rewrap: RewrapSection = RewrapSection()
     pending_ttl_s: float = Field(default=7 * 86400.0, gt=0)
     """A version never finalized is DESTROYED after this long."""
+    ended_leases_kept_s: float = Field(default=30 * 86400.0, ge=86400)
+    """A lease leaves the database so long after its end, unless it is the last that its principal
+    has had of its version; the audit log keeps it."""
 
     @model_validator(mode="after")
     def _issuers_are_used_and_distinct(self) -> Self:

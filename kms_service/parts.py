@@ -303,7 +303,7 @@ def open_adapters(config: Config, metrics: Metrics) -> Adapters:
         tokens=open_tokens(config, clock, metrics.cache("token")),
         policy=policy,
         policy_reloader=reloader,
-        journal=DecisionJournal(database),
+        journal=DecisionJournal(database, metrics.decisions_dropped.inc),
         audit=FileAuditLog(
             config.audit.folder / config.audit.chain,
             clock.now,

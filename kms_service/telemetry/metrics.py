@@ -119,6 +119,13 @@ class Metrics:
         self.leases_revoked = self._counter(
             "modelkms_leases_revoked_total", "Live leases ended by RevokeLeases"
         )
+        self.leases_swept = self._counter(
+            "modelkms_leases_swept_total", "Leases deleted from the database, long after their end"
+        )
+        self.decisions_dropped = self._counter(
+            "modelkms_decisions_dropped_total",
+            "Decisions of policy that were not kept, since too many came at once",
+        )
         self.leases_live = self._gauge("modelkms_leases_live", "Leases that have not ended")
         self.versions_expired = self._counter(
             "modelkms_versions_expired_total",

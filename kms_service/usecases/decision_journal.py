@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from kms_service.domain.decisions import AccessRequest, Circumstances, Decision, RecordedDecision
@@ -33,14 +33,15 @@ _SECRET = re.compile(
 class DecisionJournal:
     """Remembers decisions; `flush` stores them. Safe to use from many threads."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, dropped: Callable[[], object] = lambda: None) -> None:
+        """`dropped`: called for each decision that is not kept, since too many came between two
+        flushes."""
         self._database = database
+        self._dropped = dropped
         self._lock = threading.Lock()
         self._refused: list[tuple[AccessRequest, Decision]] = []
         self._permitted: dict[object, tuple[AccessRequest, Decision, int]] = {}
         self._since_pruned = _PRUNE_EVERY
-        self.dropped = 0
-        """Decisions that were not kept, since too many came between two flushes."""
 
     def note(self, request: AccessRequest, decision: Decision) -> None:
         """Remember one. Refusals are kept one by one, since their ids were told; equal permits
@@ -50,14 +51,14 @@ class DecisionJournal:
                 if len(self._refused) < _MOST_PENDING:
                     self._refused.append((request, decision))
                 else:
-                    self.dropped += 1
+                    self._dropped()
                 return
             key = _without_time(request)
             _, _, before = self._permitted.get(key, (None, None, 0))
             if before or len(self._permitted) < _MOST_PENDING:
                 self._permitted[key] = request, decision, before + 1
             else:
-                self.dropped += 1
+                self._dropped()
 
     def flush(self) -> int:
         """Store what was noted; how many records.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -410,6 +410,47 @@ def test_leases_filtered_and_paged(filled: SqlDatabase) -> None:
         for size in (1, 2, 5):
             found = everything(functools.partial(tx.leases.list, live, size))
             assert [each.name.lease[-1] for each in found] == list("54321")
+
+
+def test_leases_that_ended_may_go_but_for_the_last_of_a_principal_and_version(
+    filled: SqlDatabase,
+) -> None:
+    other, second = "spiffe://test.example/reader/b", VersionName("demo", "face", 2)
+    long_ago = {"expire_time": NOW - 2 * DAY}
+    with filled.write() as tx:
+        for number in (1, 2, 3):
+            tx.leases.insert(lease(number, **long_ago))
+        # At the same moment as the third: the id decides which is the last.
+        tx.leases.insert(lease(4, **long_ago, issue_time=lease(3).issue_time))
+        tx.leases.insert(lease(5, **long_ago, principal=other))
+        tx.leases.insert(lease(6, **long_ago, version=second))
+        tx.leases.insert(lease(7, expire_time=NOW - DAY))
+        tx.leases.insert(lease(8, **long_ago, principal=other, version=second))
+        tx.leases.insert(lease(9, principal=other, version=second))  # is live
+        tx.leases.revoke(lease(2).name, NOW - 3 * DAY)
+    everyone = {1, 2, 3, 4, 8}
+    with filled.read() as tx:
+        assert _numbers(tx.ended_leases.list(NOW - DAY, 100)) == everyone
+        assert len(tx.ended_leases.list(NOW - DAY, 3)) == 3
+        assert _numbers(tx.ended_leases.list(NOW - 2 * DAY, 100)) == set()
+        due = tx.ended_leases.list(NOW - DAY, 100)
+    with filled.write() as tx:
+        assert tx.ended_leases.delete(due) == len(everyone)
+        assert tx.ended_leases.delete([*due, LeaseName("other", "1" * 32)]) == 0
+        assert tx.ended_leases.list(NOW - DAY, 100) == []
+    with filled.read() as tx:
+        left = tx.leases.list(LeaseFilter("demo"), 100, "").items
+        assert _numbers(each.name for each in left) == {5, 6, 7, 9}
+    # Where they are due in another order than they were issued in.
+    with filled.write() as tx:
+        tx.leases.insert(lease(20, expire_time=NOW - 3 * DAY))
+        tx.leases.insert(lease(21, expire_time=NOW - 5 * DAY))
+        tx.leases.insert(lease(22, expire_time=NOW - 4 * DAY))
+        assert [int(each.lease, 16) for each in tx.ended_leases.list(NOW, 2)] == [21, 20]
+
+
+def _numbers(names: Iterable[LeaseName]) -> set[int]:
+    return {int(name.lease, 16) for name in names}
 
 
 # --- the clock's mark -----------------------------------------------------------------------------

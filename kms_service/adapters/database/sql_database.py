@@ -20,6 +20,7 @@ from kms_service.adapters.database.catalogue_tables import (
     SqlProjectTable,
 )
 from kms_service.adapters.database.decision_table import SqlDecisionTable
+from kms_service.adapters.database.ended_lease_table import SqlEndedLeaseTable
 from kms_service.adapters.database.engine import POSTGRESQL, EngineOptions, transactions_of
 from kms_service.adapters.database.lease_table import SqlLeaseTable
 from kms_service.adapters.database.migrate import SchemaState, schema_state_of
@@ -64,6 +65,10 @@ class SqlTransaction:
     @cached_property
     def leases(self) -> SqlLeaseTable:
         return SqlLeaseTable(self._connection)
+
+    @cached_property
+    def ended_leases(self) -> SqlEndedLeaseTable:
+        return SqlEndedLeaseTable(self._connection)
 
     @cached_property
     def decisions(self) -> SqlDecisionTable:

@@ -28,7 +28,7 @@ from kms_service.domain.ports.key_transport import (
     KeyAnswerBinding,
     KeyTransport,
 )
-from kms_service.domain.ports.leases import LeaseFilter, LeaseTable, Revoked
+from kms_service.domain.ports.leases import EndedLeaseTable, LeaseFilter, LeaseTable, Revoked
 from kms_service.domain.ports.master_keys import MasterKeys, MasterKeyState, Tombstones, Unwrapping
 from kms_service.domain.ports.records import AuditHeadTable, DecisionTable
 from kms_service.domain.ports.rewrapping import Rewrapper, Rewraps
@@ -50,6 +50,7 @@ __all__ = [
     "Database",
     "DecisionTable",
     "EncryptedDataKey",
+    "EndedLeaseTable",
     "FreezeTable",
     "KeyAnswerBinding",
     "KeyTransport",

@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Protocol, TypeVar
 
 from kms_service.domain.ports.catalogue import AliasTable, ModelTable, ProjectTable, VersionTable
-from kms_service.domain.ports.leases import LeaseTable
+from kms_service.domain.ports.leases import EndedLeaseTable, LeaseTable
 from kms_service.domain.ports.records import AuditHeadTable, DecisionTable
 from kms_service.domain.ports.standing import BackupTable, BlockTable, FreezeTable, TrimTable
 
@@ -31,6 +31,8 @@ class Transaction(Protocol):
     def aliases(self) -> AliasTable: ...
     @property
     def leases(self) -> LeaseTable: ...
+    @property
+    def ended_leases(self) -> EndedLeaseTable: ...
     @property
     def decisions(self) -> DecisionTable: ...
     @property

@@ -58,3 +58,12 @@ class LeaseTable(Protocol):
         """Newest first."""
 
     def count_live(self, now: datetime) -> int: ...
+
+
+class EndedLeaseTable(Protocol):
+    def list(self, expired_before: datetime, limit: int) -> Sequence[LeaseName]:
+        """At most `limit` leases whose time was over before, first those whose was over first; but
+        for the last that its principal has had of its version, which is left out."""
+
+    def delete(self, names: Sequence[LeaseName]) -> int:
+        """How many of them were there."""
