@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from modelkms.errors import ModelNotLoadable
+from modelkms.errors import LocalDiskFull, ModelNotLoadable
 
 from tests.support.sdk_world import SdkWorld, sdk_world
 from tests.unit.usecases.real_parts import migrated_database
@@ -59,6 +59,16 @@ def test_a_checkpoint_that_could_run_code_is_refused(
     with pytest.raises(ModelNotLoadable, match="torch refuses"):
         service.client("reader").load(pushed(service, path))
     assert not (tmp_path / "ran").exists()
+
+
+def test_what_is_ours_to_say_is_not_blamed_on_the_checkpoint(
+    service: SdkWorld, torch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save({"w": torch.ones(3)}, tmp_path / "roomy.pt")
+    reference = pushed(service, tmp_path / "roomy.pt")
+    monkeypatch.setattr("modelkms.memory_file.available_memory", lambda: 10)
+    with pytest.raises(LocalDiskFull):
+        service.client("reader").load(reference)
 
 
 class _Runs:

@@ -76,6 +76,14 @@ def wipe(view: memoryview) -> None:
         part[:] = zeros[: len(part)]
 
 
+def copy(source: memoryview, target: memoryview) -> None:
+    """As `target[:] = source` does, but other threads run meanwhile. Both are writable."""
+    if len(source) != len(target):
+        raise ValueError("one is longer than the other")
+    if source:
+        ctypes.memmove(_address(target), _address(source), len(source))
+
+
 _PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 
 

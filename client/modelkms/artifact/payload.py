@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from modelkms.artifact.buffers import FreshBytes, FreshMemory, wipe
+from modelkms.artifact.buffers import FreshBytes, FreshMemory, copy, wipe
 from modelkms.artifact.floe import Body, Decryptor
 from modelkms.artifact.parallel import CHUNK_BYTES, THREADS, ProgressBytes, Work
 from modelkms.artifact.segment_cache import SegmentCache
@@ -88,10 +88,10 @@ class Payload:
         length = max(0, min(len(buffer), self.length_bytes - offset))
         if length >= _PARALLEL_BYTES:
 
-            def copy(at: int, plain: memoryview) -> None:
-                buffer[at : at + len(plain)] = plain
+            def give(at: int, plain: memoryview) -> None:
+                copy(plain, buffer[at : at + len(plain)])
 
-            self.chunks(offset, length, copy)
+            self.chunks(offset, length, give)
             return length
         done = 0
         while done < length:
@@ -109,12 +109,13 @@ class Payload:
 
         Raises: as `read`, and what `give` raises.
         """
-        work = Work(self._positions(offset, length), self._segments_each)
+        threads = THREADS if length >= _PARALLEL_BYTES else 1
+        work = self._work(offset, length, threads)
 
         def run() -> None:
             scratch = _Scratch.of(self._body, self._segments_each, self._segments_each)
             try:
-                while (positions := work.take()) is not None:
+                for positions in self._taken_from(work):
                     plain = self._decrypt(positions, scratch)
                     start = self._body.plain(positions[0]).start
                     inner = slice(max(offset - start, 0), min(offset + length - start, len(plain)))
@@ -122,7 +123,7 @@ class Payload:
             finally:
                 wipe(scratch.plain)
 
-        work.run(run, THREADS if length >= _PARALLEL_BYTES else 1, _THREAD_NAME)
+        work.run(run, threads, _THREAD_NAME)
 
     def verify(self, progress: ProgressBytes | None = None) -> None:
         """Authenticate every segment.
@@ -183,18 +184,13 @@ class Payload:
     def _fill(self, offset: int, view: memoryview, threads: int) -> None:
         """Decrypt into `view`, which is private until this returns. It holds unverified plaintext
         after a failure: the caller wipes it."""
-        part = min(_PART_BYTES, len(view) // (2 * threads)) // self._body.segment_length
-        work = Work(self._positions(offset, len(view)), max(self._segments_each, part))
+        work = self._work(offset, len(view), threads)
 
         def run() -> None:
             scratch = _Scratch.of(self._body, self._segments_each, 1)
             try:
-                while (taken := work.take()) is not None:
-                    for first in range(0, len(taken), self._segments_each):
-                        if work.failed:
-                            return
-                        positions = taken[first : first + self._segments_each]
-                        self._fill_chunk(positions, offset, view, scratch)
+                for positions in self._taken_from(work):
+                    self._fill_chunk(positions, offset, view, scratch)
             finally:
                 wipe(scratch.plain)
 
@@ -215,6 +211,17 @@ class Payload:
                 self._decrypt_one(position, segment, out)
                 start, stop = max(at.start, offset), min(at.stop, end)
                 view[start - offset : stop - offset] = out[start - at.start : stop - at.start]
+
+    def _work(self, offset: int, length: int, threads: int) -> Work:
+        part = min(_PART_BYTES, length // (2 * threads)) // self._body.segment_length
+        return Work(self._positions(offset, length), max(self._segments_each, part))
+
+    def _taken_from(self, work: Work) -> Iterator[range]:
+        """Chunks of what a thread takes. Whoever took something goes on to its end, though another
+        failed: its own failure may be the first."""
+        while (taken := work.take()) is not None:
+            for first in range(0, len(taken), self._segments_each):
+                yield taken[first : first + self._segments_each]
 
     @property
     def _segments_each(self) -> int:
@@ -268,7 +275,8 @@ class Payload:
         try:
             scratch = self._scratch.pop()
         except IndexError:
-            scratch = memoryview(bytearray(self._segments_each * self._body.segment_length))
+            needed = min(self._segments_each * self._body.segment_length, self._body.body_bytes)
+            scratch = memoryview(bytearray(needed))
         yield scratch
         if len(self._scratch) < THREADS:
             self._scratch.append(scratch)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from modelkms.errors import ModelNotLoadable
+from modelkms.errors import ModelKmsError, ModelNotLoadable
 from modelkms.loaders import require
 from modelkms.opened import OpenedModel
 
@@ -44,6 +44,8 @@ class PyTorchLoader:
                 )
             with model.open(name) as stream:
                 return torch.load(stream, map_location=map_location, weights_only=True)
+        except ModelKmsError:
+            raise
         except Exception as error:  # pickle's, zip's and torch's own
             raise ModelNotLoadable(
                 f"torch refuses {name}: {type(error).__name__}",
