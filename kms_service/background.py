@@ -32,6 +32,7 @@ _GAUGES_EVERY_S = 15.0
 _SURVEY_EVERY_S = 30.0
 _EXPIRE_EVERY_S = 300.0
 _SESSIONS_EVERY_S = 60.0
+_FOLD_EVERY_S = 300.0
 _SWEEP_EVERY_S = 6 * 3600.0
 _LEASES_EVERY_S = 60.0
 _SHRED_EVERY_S = 60.0
@@ -88,6 +89,7 @@ def background_timers(
         Timer("master-keys", _SURVEY_EVERY_S, survey),
         Timer("sessions", _SESSIONS_EVERY_S, adapters.transport.forget_ended_sessions),
         Timer("expire-pending", _EXPIRE_EVERY_S, lambda: metrics.versions_expired.inc(expire())),
+        Timer("key-counts", _FOLD_EVERY_S, adapters.database.fold_key_counts),
         Timer("sweep-orphans", _SWEEP_EVERY_S, lambda: metrics.orphans_swept.inc(sweep())),
         Timer("sweep-leases", _LEASES_EVERY_S, lambda: metrics.leases_swept.inc(sweep_leases())),
         Timer("shred", _SHRED_EVERY_S, lambda: metrics.versions_destroyed.inc(shred())),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from modelkms_api.encoding import length_prefixed
 
 from kms_service.domain.names import ModelName
@@ -16,9 +18,12 @@ def data_key_context(model: ModelName, version_uid: str) -> bytes:
     The uid is random, so a version number given twice (after a restore) never shares a context,
     and a wrapped key moved to another row fails to unwrap.
     """
-    return length_prefixed(
-        _FORMAT, model.project.encode(), model.model.encode(), version_uid.encode()
-    )
+    return _of_model(model.project, model.model) + length_prefixed(version_uid.encode())
+
+
+@lru_cache(maxsize=1024)  # a rewrap asks for a million contexts of few models
+def _of_model(project: str, model: str) -> bytes:
+    return length_prefixed(_FORMAT, project.encode(), model.encode())
 
 
 def uid_of(context: bytes) -> str:

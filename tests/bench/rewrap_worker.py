@@ -5,6 +5,7 @@ python -m tests.bench.rewrap_worker URL THREADS VAULT CA_FILE ROLE_ID_FILE SECRE
 
 from __future__ import annotations
 
+import gc
 import sys
 import tempfile
 import threading
@@ -45,6 +46,8 @@ def main() -> None:
             clock=clock,
             counters=RewrapCounts(),
         )
+        gc.collect()
+        gc.freeze()  # as a serving process does
         sys.stdout.write("ready\n")
         sys.stdout.flush()
         running = [

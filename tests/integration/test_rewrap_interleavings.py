@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import shutil
 import uuid
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -246,6 +247,14 @@ class Interleavings(RuleBasedStateMachine):
                 assert f"vault:v{version.wrapped_key.master_key_version}:" in (
                     version.wrapped_key.ciphertext
                 )
+
+    @invariant()
+    def they_are_counted_exactly(self) -> None:
+        with self.database.read() as tx:
+            stored = [tx.versions.get(name) for name in self.opens]
+            counted = tx.versions.count_by_master_key_version(DEMO)
+        under = Counter(each.wrapped_key.master_key_version for each in stored if each)
+        assert counted == dict(under)
 
     def nothing_is_left(self, target_version: int) -> None:
         assert self.database.rewraps.keys_under_older(DEMO, target_version) == 0

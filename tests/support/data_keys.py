@@ -44,6 +44,7 @@ def fill(
                 .where(models.c.project == model.project, models.c.model == model.model)
                 .values(last_number=count)
             )
+            connection.exec_driver_sql("ANALYZE")  # PostgreSQL does it by itself, soon
     finally:
         transactions.engine.dispose()
 

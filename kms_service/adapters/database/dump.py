@@ -25,7 +25,7 @@ from sqlalchemy import func, insert, select
 from kms_service.adapters.database.backup_table import oldest_versions
 from kms_service.adapters.database.engine import EngineOptions, transactions_of
 from kms_service.adapters.database.migrate import schema_revision
-from kms_service.adapters.database.schema import metadata
+from kms_service.adapters.database.schema import STORED
 from kms_service.domain.errors import ConfigurationError
 
 _FORMAT = "modelkms-backup-v1"
@@ -64,7 +64,7 @@ def write_backup(url: str, options: EngineOptions, file: Path, now: datetime) ->
                 "time": now.isoformat(),
             }
             _write(out, digest, head)
-            for table in metadata.sorted_tables:
+            for table in STORED:
                 query = select(table).order_by(*table.primary_key)
                 for row in connection.execution_options(yield_per=_INSERT_ROWS).execute(query):
                     values = {name: _plain(value) for name, value in row._mapping.items()}
@@ -91,7 +91,7 @@ def read_backup(url: str, options: EngineOptions, file: Path) -> int:
         ConfigurationError: it is no whole backup, of a newer schema, or the database has rows.
         StateUnavailable, StateCorrupt, StateConflict.
     """
-    known = {table.name: table for table in metadata.sorted_tables}
+    known = {table.name: table for table in STORED}
     rows = _check(file)
     transactions = transactions_of(url, options)
     try:

@@ -22,6 +22,7 @@ from kms_service.adapters.database.catalogue_tables import (
 from kms_service.adapters.database.decision_table import SqlDecisionTable
 from kms_service.adapters.database.ended_lease_table import SqlEndedLeaseTable
 from kms_service.adapters.database.engine import POSTGRESQL, EngineOptions, transactions_of
+from kms_service.adapters.database.key_counts import fold
 from kms_service.adapters.database.lease_table import SqlLeaseTable
 from kms_service.adapters.database.migrate import SchemaState, schema_state_of
 from kms_service.adapters.database.rewraps import SqlRewraps
@@ -205,6 +206,16 @@ class SqlDatabase:
 
         self._transactions.transact(remember)
         return True
+
+    def fold_key_counts(self) -> None:
+        """Keep the rows that counts of data keys are added up from few.
+
+        Raises:
+            StateUnavailable, StateCorrupt.
+        """
+        if self._shared:
+            with self._transactions.locking() as connection:
+                fold(connection)
 
     def reach_milestone(self, name: str, details: str, now: datetime) -> str:
         """Record that something happened that happens once, unless it is recorded already; the

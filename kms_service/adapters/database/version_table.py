@@ -6,16 +6,15 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, func, insert, or_, select, tuple_, update
+from sqlalchemy import Connection, Row, bindparam, insert, or_, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 
-from kms_service.adapters.database import schema
+from kms_service.adapters.database import key_counts, schema
 from kms_service.adapters.database.pages import decode_token, encode_token, page_of
 from kms_service.adapters.database.prepared import Prepared
 from kms_service.adapters.database.seen import look_once
 from kms_service.adapters.database.times import duration_us, from_us, to_us
 from kms_service.domain.catalogue import (
-    NO_DATA_KEY,
     ArtifactPin,
     Version,
     VersionState,
@@ -170,28 +169,10 @@ class SqlVersionTable:
         return [_version(row) for row in rows]
 
     def count_by_master_key_version(self, project: ProjectName) -> dict[int, int]:
-        rows = self._connection.execute(
-            select(_TABLE.c.master_key_version, func.count())
-            .where(
-                _TABLE.c.project == project.project,
-                _TABLE.c.master_key_version > NO_DATA_KEY.master_key_version,
-            )
-            .group_by(_TABLE.c.master_key_version)
-        )
-        return {int(row[0]): int(row[1]) for row in rows}
+        return key_counts.counts_of_project(self._connection, project)
 
     def count_under_master_key(self, master_key: str) -> dict[int, int]:
-        projects = schema.projects
-        rows = self._connection.execute(
-            select(_TABLE.c.master_key_version, func.count())
-            .join(projects, projects.c.project == _TABLE.c.project)
-            .where(
-                projects.c.master_key == master_key,
-                _TABLE.c.master_key_version > NO_DATA_KEY.master_key_version,
-            )
-            .group_by(_TABLE.c.master_key_version)
-        )
-        return {int(row[0]): int(row[1]) for row in rows}
+        return key_counts.counts_under(self._connection, master_key)
 
     def _one(self, *conditions: Any) -> Version | None:
         row = self._connection.execute(select(_TABLE).where(*conditions)).one_or_none()

@@ -1,0 +1,53 @@
+"""How many data keys are under which version of a master key: kept by the triggers of migration
+0011, whoever writes versions, so that asking costs the same for a thousand and for a million."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, func, select, text
+
+from kms_service.adapters.database import schema
+from kms_service.domain.catalogue import NO_DATA_KEY
+from kms_service.domain.names import ProjectName
+
+_COUNTS = schema.key_counts
+_NOTHING = NO_DATA_KEY.master_key_version
+
+# Of two who do it at once, the second finds what the first left.
+_FOLD = text(
+    """
+    WITH counted AS (DELETE FROM key_counts RETURNING project, master_key_version, data_keys)
+    INSERT INTO key_counts (project, master_key_version, part, data_keys)
+    SELECT project, master_key_version, pg_current_xact_id()::text::bigint, sum(data_keys)
+    FROM counted GROUP BY project, master_key_version HAVING sum(data_keys) <> 0
+    """
+)
+
+
+def counts_of_project(connection: Connection, project: ProjectName) -> dict[int, int]:
+    """Data keys by master-key version; versions without any are left out."""
+    return _counts(connection, _COUNTS.c.project == project.project)
+
+
+def counts_under(connection: Connection, master_key: str) -> dict[int, int]:
+    """The same of all projects that share a master key."""
+    projects = schema.projects
+    sharing = select(projects.c.project).where(projects.c.master_key == master_key)
+    return _counts(connection, _COUNTS.c.project.in_(sharing))
+
+
+def fold(connection: Connection) -> None:
+    """Add up what each transaction on PostgreSQL wrote a row of its own for (part: its id)."""
+    connection.execute(_FOLD)
+
+
+def _counts(connection: Connection, which: ColumnElement[bool]) -> dict[int, int]:
+    total: ColumnElement[Any] = func.sum(_COUNTS.c.data_keys)
+    rows = connection.execute(
+        select(_COUNTS.c.master_key_version, total)
+        .where(which, _COUNTS.c.master_key_version > _NOTHING)
+        .group_by(_COUNTS.c.master_key_version)
+        .having(total != 0)
+    )
+    return {int(version): int(keys) for version, keys in rows}
