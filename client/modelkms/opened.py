@@ -7,7 +7,7 @@ import logging
 import secrets
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -247,9 +247,13 @@ class OpenedModel:
 
     @contextmanager
     def materialize(
-        self, name: str | None = None, *, keep_when_ended: bool = False
+        self,
+        name: str | None = None,
+        *,
+        files: Iterable[str] | None = None,
+        keep_when_ended: bool = False,
     ) -> Iterator[Path]:
-        """A private folder in memory-backed storage with all files; gone when the block ends.
+        """A private folder in memory-backed storage with the files; gone when the block ends.
 
         It is gone too after an exception, when this process is killed, and when the lease is ended;
         `keep_when_ended` leaves it until the block ends. A single-file model is one file in the
@@ -257,18 +261,23 @@ class OpenedModel:
 
         Args:
             name: of the folder, for programs that look at it; None: any.
+            files: only these; None: all.
 
         Raises:
+            MemberNotFound: one of `files` is not there.
             LocalDiskFull: memory-backed storage has too little room: both sizes and a hint.
             MemoryStorageMissing, LocalDiskError, CacheUnsafe, and as `read`.
         """
         self._begin()
-        sizes = self._copy.reader.sizes()
+        reader = self._copy.reader
+        wanted = None if files is None else sorted(set(files))
+        sizes = reader.sizes() if wanted is None else {each: reader.size(each) for each in wanted}
         stack = ExitStack()
         with stack:
             root = stack.enter_context(
                 materialized(
-                    sizes, lambda folder: self._extract_to(folder / name if name else folder)
+                    sizes,
+                    lambda folder: self._extract_to(folder / name if name else folder, wanted),
                 )
             )
             if not keep_when_ended:
@@ -436,8 +445,8 @@ class OpenedModel:
         if self._ended is not None:
             raise type(self._ended)(self._ended.message, metadata=self._ended.metadata)
 
-    def _extract_to(self, folder: Path) -> None:
-        self._with_fresh_copy(lambda reader: reader.extract_to(folder))
+    def _extract_to(self, folder: Path, files: Iterable[str] | None = None) -> None:
+        self._with_fresh_copy(lambda reader: reader.extract_to(folder, files))
 
     def _with_fresh_copy(self, act: Callable[[ArtifactReader], T]) -> T:
         """Act; if the copy at hand is damaged, once more on one fetched anew (F53)."""

@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from modelkms.errors import (
 from modelkms.loaders import HeldModel
 from modelkms.loaders.huggingface import LoraAdapter
 from modelkms.loaders.safetensors import SafetensorsFile
+from modelkms.materialize import materialized
 from modelkms.timings import STEPS
 
 from tests.support.onnx_models import adder
@@ -83,8 +85,24 @@ def test_an_onnx_file(push: Any, reader: modelkms.Client) -> None:
     assert run(session, [10.0, 20.0]) == [11.0, 22.0]
 
 
+@pytest.mark.parametrize("room", [True, False])
 @pytest.mark.parametrize("name", ["adder.onnx", "onnx/adder.onnx"])
-def test_an_onnx_model_with_external_data(push: Any, reader: modelkms.Client, name: str) -> None:
+def test_an_onnx_model_with_external_data(
+    push: Any, reader: modelkms.Client, name: str, room: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a folder in memory, of which nothing stays; without room for one from memory."""
+    used: list[dict[str, int]] = []
+
+    @contextmanager
+    def kept(sizes: dict[str, int], *arguments: Any) -> Iterator[Path]:
+        if not room:
+            raise LocalDiskFull("no room")
+        with materialized(sizes, *arguments) as folder:
+            used.append(sizes)
+            yield folder
+        assert not folder.exists()
+
+    monkeypatch.setattr("modelkms.opened.materialized", kept)
     values = [float(number) for number in range(4096)]
     model, weights = adder(values, external="weights/w.bin")
     folder = Path(name).parent
@@ -97,6 +115,9 @@ def test_an_onnx_model_with_external_data(push: Any, reader: modelkms.Client, na
     )
     session = reader.load(ref)
     assert run(session, [1.0] * 4096) == [value + 1.0 for value in values]
+    assert [sorted(sizes) for sizes in used] == (
+        [sorted([name, (folder / "weights" / "w.bin").as_posix()])] if room else []
+    )
 
 
 def test_what_onnxruntime_refuses(push: Any, reader: modelkms.Client) -> None:

@@ -137,6 +137,11 @@ def test_a_folder_is_pushed_and_opened(
         with model.materialize() as path:
             assert contents(path) == expected
         assert not path.exists()
+        one = "Data/weights/weight.bin"
+        with model.materialize("named", files=[one, one]) as path:
+            assert (path.name, contents(path)) == ("named", {one: expected[one]})
+        with pytest.raises(MemberNotFound), model.materialize(files=[one, "other"]):
+            pass
 
 
 def test_a_file_is_pushed_and_opened(

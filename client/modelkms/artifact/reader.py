@@ -6,7 +6,7 @@ import hmac
 import io
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -155,18 +155,21 @@ class ArtifactReader:
         """
         return MemberFile(self, self._entered(name))
 
-    def extract_to(self, folder: str | Path) -> None:
-        """Write every file into `folder`, which is made if need be: folders 0700, files 0600.
+    def extract_to(self, folder: str | Path, files: Iterable[str] | None = None) -> None:
+        """Write every file, or only `files`, into `folder`, which is made if need be: folders 0700,
+        files 0600.
 
         Only verified bytes are ever written. On an error what was written is removed again.
 
         Raises: as `read`.
             FileExistsError: something is in the way. OSError: it cannot be written.
         """
+        names = self._members if files is None else files
+        members = [self._member(name) for name in names]
         with self._in_use(), Extraction(Path(folder)) as target:
-            for member in self._members.values():
+            for member in members:
                 self._check_local_header(member)
-            for member in self._members.values():
+            for member in members:
                 with target.create(member.name) as file:
                     self._extract(member, partial(write_at, file))
 

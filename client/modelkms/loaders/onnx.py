@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import PurePosixPath
 from typing import Any
 
-from modelkms.errors import ModelNotLoadable
+from modelkms.errors import LocalDiskFull, MemoryStorageMissing, ModelNotLoadable
 from modelkms.loaders import require
 from modelkms.opened import OpenedModel
+
+_log = logging.getLogger("modelkms")
 
 _SUFFIX = ".onnx"
 
@@ -43,20 +46,31 @@ class OnnxLoader:
         content = model.read(name)
         options = session_options or runtime.SessionOptions()
         external = _external(model, name, content)
-        # onnxruntime copies what it needs while the session is made; the views live until then.
+
+        def session(source: bytes | str) -> Any:
+            try:
+                return runtime.InferenceSession(
+                    source,
+                    sess_options=options,
+                    providers=providers or runtime.get_available_providers(),
+                )
+            except Exception as error:  # its errors have no common class
+                raise ModelNotLoadable(f"onnxruntime refuses {name}: {error}") from error
+
+        if external:
+            try:
+                # From a path it maps the weights; mappings outlive the folder they are of.
+                with model.materialize(files=[name, *external.values()]) as folder:
+                    return session(str(folder / name))
+            except (MemoryStorageMissing, LocalDiskFull) as error:
+                _log.info("weights are given to onnxruntime from memory: %s", error.message)
+        # It copies what it needs while the session is made; the views live until then.
         views = {location: model.memory(member) for location, member in external.items()}
         if views:
             options.add_external_initializers_from_files_in_memory(
                 list(views), list(views.values()), [len(view) for view in views.values()]
             )
-        try:
-            return runtime.InferenceSession(
-                content,
-                sess_options=options,
-                providers=providers or runtime.get_available_providers(),
-            )
-        except Exception as error:  # its errors have no common class
-            raise ModelNotLoadable(f"onnxruntime refuses {name}: {error}") from error
+        return session(content)
 
 
 def _models(model: OpenedModel) -> list[str]:
