@@ -137,6 +137,10 @@ $(MUTATION_VENV)/.stamp: | $(UV)
 bench-torch: setup $(TORCH_VENV)/.stamp ## measure the loaders, PyTorch's too; only prints
 	PYTHONPATH=protos:client:. $(TORCH_VENV)/bin/python -m tests.bench.loading
 
+.PHONY: dashboard
+dashboard: setup ## the dashboard on a running stack, as docs/guides/dashboard.md and .svg (3 minutes)
+	$(BIN)/python -m tests.dashboard
+
 .PHONY: bench
 bench: setup ## measure; writes tests/bench/RESULTS.md (BENCH_ARGS="--only leases")
 	$(BIN)/python -m tests.bench $(BENCH_ARGS)

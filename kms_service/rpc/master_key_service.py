@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import timedelta
 
 from modelkms_api.v1 import master_key_service_pb2 as pb
@@ -73,7 +74,7 @@ class MasterKeyServicer:
         self, request: pb.WatchRewrapRequest, call: Call
     ) -> Iterator[pb.RewrapOperation]:
         name = RewrapName.parse(request.name)
-        for view in self._rewrap.watch(call.caller, name, _WATCH_EVERY, call):
+        for view in self._rewrap.watch(call.caller, name, _WATCH_EVERY, _Watching(call)):
             yield _operation(view)
 
     def pause_rewrap(self, request: pb.PauseRewrapRequest, call: Call) -> pb.RewrapOperation:
@@ -101,6 +102,16 @@ class MasterKeyServicer:
     ) -> pb.Backup:
         reason = conversion.text(request.reason, "reason", _MAX_REASON_BYTES)
         return _backup(self._backups.declare_destroyed(call.caller, request.name, reason))
+
+
+@dataclass(frozen=True, slots=True)
+class _Watching:
+    """Implements `domain.ports.Liveness`."""
+
+    call: Call
+
+    def check(self) -> None:
+        self.call.check_wanted_here()
 
 
 def _project(name: str) -> ProjectName:

@@ -141,7 +141,7 @@ class Pipeline:
 
     def _begin(self, method: str, context: grpc.ServicerContext, metrics: MethodMetrics) -> Call:
         span = self._tracer.call(method, context.invocation_metadata() or ())
-        return Call(method, context, metrics, span)
+        return Call(method, context, metrics, span, lambda: self._stopping)
 
     def _admit(self, call: Call, *, limited: bool = True) -> None:
         if self._stopping and limited:
@@ -178,7 +178,9 @@ class Call:
         context: grpc.ServicerContext,
         metrics: MethodMetrics,
         span: CallSpan,
+        stopping: Callable[[], bool],
     ) -> None:
+        self._stopping = stopping
         self.span = span
         self.id = secrets.token_hex(16)
         self.method = method
@@ -205,6 +207,17 @@ class Call:
         """
         if not self.context.is_active():
             raise DeadlineExceeded
+
+    def check_wanted_here(self) -> None:
+        """For who only watches: as well done at another replica, once this one is to stop.
+
+        Raises:
+            DeadlineExceeded: as `check`.
+            ServiceStopping: it holds up no shutdown (F64).
+        """
+        self.check()
+        if self._stopping():
+            raise ServiceStopping
 
     def succeeded(self) -> None:
         self.ended("OK", "")

@@ -9,9 +9,13 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import grpc
+import modelkms
 import pytest
 from modelkms_api.v1 import (
     access_service_pb2,
@@ -25,6 +29,7 @@ from modelkms_api.v1 import (
     model_service_pb2_grpc,
 )
 
+from kms_service.adapters.audit_reading import read_records
 from kms_service.adapters.database import SqlDatabase
 from kms_service.domain.binding import data_key_context
 from kms_service.domain.catalogue import Version
@@ -33,6 +38,7 @@ from tests.support import key_transport_opener as opener
 from tests.support.certificates import TestAuthority
 from tests.support.data_keys import fill
 from tests.support.postgresql import PostgresServer
+from tests.support.proxy import Proxy
 from tests.support.server import refusal
 from tests.support.service_process import TRUST_DOMAIN, ServiceProcess
 from tests.support.vault_servers import VaultRig
@@ -71,6 +77,7 @@ def replicas(
                 "AUDIT__CHAIN": name,
                 "STORE__FOLDER": str(folder / "artifacts"),
                 "LOG__LEVEL": "info",
+                "WATCH__LISTEN": "127.0.0.1:0",
             },
         )
         for name in ("one", "two")
@@ -232,6 +239,116 @@ def test_f59_a_replica_killed_in_a_rewrap_loses_nothing_and_every_key_opens_thro
                     assert keys.unwrap(master_key, now.wrapped_key, context).reveal() == key
     finally:
         database.close()
+
+
+@dataclass
+class Opens:
+    """A program that opens a model again and again, through whatever the balancer chooses."""
+
+    client: modelkms.Client
+    reference: str
+    content: bytes
+    times: list[float] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def opened_after(self, moment: float) -> bool:
+        return bool(self.problems) or self.times[-1] > moment
+
+    def __call__(self) -> None:
+        try:
+            while not self.stop.is_set():
+                with self.client.open(self.reference) as model:
+                    assert model.read() == self.content
+                self.times.append(time.monotonic())
+        except BaseException as error:
+            self.problems.append(repr(error))
+
+
+@pytest.mark.faults
+def test_f64_a_replica_that_is_stopped_hands_over_rewrap_streams_and_sdk(
+    replicas: list[ServiceProcess], vault: VaultRig, face: ModelName, url: str, tmp_path: Path
+) -> None:
+    """SIGTERM to the one that all use: while it rewraps, streams, and answers two programs."""
+    one, two = replicas
+    published = KEYS // 3
+    list(fill(url, vault, master_key_of(face), face, published))
+    vault.root.secrets.transit.rotate_key(master_key_of(face))
+    content = os.urandom(300_000)
+    reference = f"{face.project}/real"
+    with ExitStack() as stack:
+        calls = stack.enter_context(Proxy(one.grpc_port, two.grpc_port))
+        watches = stack.enter_context(Proxy(one.watch_port, two.watch_port))
+
+        def client(path: str) -> modelkms.Client:
+            home = tmp_path / path.replace("/", "-")
+            one.authority.client(path).write(home)
+            client = modelkms.connect(
+                None,
+                endpoint=f"localhost:{calls.port}",
+                watch_endpoint=f"localhost:{watches.port}",
+                cache_dir=home / "cache",
+                state_dir=home / "state",
+                ca_file=home / "ca.pem",
+                certificate_file=home / "certificate.pem",
+                key_file=home / "key.pem",
+            )
+            return stack.enter_context(client)
+
+        (tmp_path / "model").write_bytes(content)
+        client("admin/publisher").push(tmp_path / "model", reference)
+        held = stack.enter_context(client("reader/holder").open(reference))
+        programs = [Opens(client(f"reader/{name}"), reference, content) for name in "ab"]
+        threads = [threading.Thread(target=program) for program in programs]
+        for thread in threads:
+            thread.start()
+        try:
+            with one.channel("admin/a") as channel:
+                started = rewrap(channel, face, 250)
+                watched(channel, started.name, lambda seen: seen.rewrapped_keys > published // 8)
+                following = master_key_service_pb2_grpc.MasterKeyServiceStub(channel).WatchRewrap(
+                    master_key_service_pb2.WatchRewrapRequest(name=started.name), timeout=120
+                )
+                next(following)
+                one.signal(signal.SIGTERM)
+                with pytest.raises(grpc.RpcError) as ended:
+                    for _ in following:
+                        pass
+                assert refusal(ended.value).code is grpc.StatusCode.UNAVAILABLE
+            assert one.wait() == 0
+            left = time.monotonic()
+            with two.channel("admin/a") as channel:
+                done = watched(channel, started.name, lambda seen: seen.done)
+                for program in programs:
+                    assert eventually_true(partial(program.opened_after, left))
+        finally:
+            for program in programs:
+                program.stop.set()
+            for thread in threads:
+                thread.join(60)
+        assert (done.rewrapped_keys, done.failed_keys, done.left_keys) == (published, 0, 0)
+        assert [program.problems for program in programs] == [[], []]
+
+        # What was open stayed open, and is watched by the other now.
+        assert held.read() == content
+        with two.channel("admin/a") as channel:
+            key_service_pb2_grpc.KeyServiceStub(channel).RevokeLeases(
+                key_service_pb2.RevokeLeasesRequest(
+                    parent=str(face.parent), principal=f"spiffe://{TRUST_DOMAIN}/reader/holder"
+                ),
+                timeout=TIMEOUT_S,
+            )
+        assert eventually_true(lambda: held.ended is not None)
+    *_, last = read_records(one.folder / "audit" / "one")
+    assert (last["event"], last["details"]["all_calls_ended"]) == ("service_stopped", "yes")
+    one.start()
+
+
+def eventually_true(ask: Callable[[], object]) -> bool:
+    end = time.monotonic() + TIMEOUT_S
+    while not ask() and time.monotonic() < end:
+        time.sleep(0.05)
+    return bool(ask())
 
 
 def disable(admin: grpc.Channel, version: Version) -> None:

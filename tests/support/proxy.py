@@ -10,7 +10,7 @@ from typing import Self
 
 
 class Proxy:
-    """Forwards 127.0.0.1:`port` to a target.
+    """Forwards 127.0.0.1:`port` to the first of its targets that accepts, as a balancer would.
 
     Attributes:
         swallow_replies: what the target sends is read and thrown away.
@@ -18,8 +18,8 @@ class Proxy:
         connections: how many were accepted.
     """
 
-    def __init__(self, target_port: int) -> None:
-        self._target = ("127.0.0.1", target_port)
+    def __init__(self, *target_ports: int) -> None:
+        self._targets = [("127.0.0.1", port) for port in target_ports]
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self.swallow_replies = False
@@ -63,9 +63,8 @@ class Proxy:
             except OSError:
                 return
             self.connections += 1
-            try:
-                server = socket.create_connection(self._target)
-            except OSError:
+            server = self._connected()
+            if server is None:
                 client.close()
                 continue
             self._open += [client, server]
@@ -75,6 +74,12 @@ class Proxy:
                 )
                 self._threads.append(thread)
                 thread.start()
+
+    def _connected(self) -> socket.socket | None:
+        for target in self._targets:
+            with contextlib.suppress(OSError):
+                return socket.create_connection(target)
+        return None
 
     def _forward(self, source: socket.socket, sink: socket.socket, is_reply: bool) -> None:
         with contextlib.suppress(OSError):

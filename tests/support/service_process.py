@@ -69,6 +69,7 @@ class ServiceProcess:
     process: subprocess.Popen[bytes] | None = None
     grpc_port: int = 0
     metrics_port: int = 0
+    watch_port: int = 0
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -170,6 +171,7 @@ class ServiceProcess:
             time.sleep(0.02)
         ports = json.loads(self.port_file.read_text())
         self.grpc_port, self.metrics_port = ports["grpc"], ports["metrics"]
+        self.watch_port = ports.get("watch", 0)
 
     def signal(self, number: signal.Signals) -> None:
         assert self.process is not None

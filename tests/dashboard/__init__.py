@@ -1,0 +1,1 @@
+"""The dashboard on real data, as a page and a picture: `make dashboard`."""
