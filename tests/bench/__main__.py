@@ -24,6 +24,7 @@ from tests.bench import (
     object_store,
     policies,
     rewrap,
+    rewrap_load,
     sizing,
 )
 from tests.bench.measure import describe_machine
@@ -77,6 +78,7 @@ _ORDER = (
     "policies",
     "audit",
     "rewrap",
+    "rewrap-load",
     "catalogue-size",
     "sizing",
 )
@@ -95,6 +97,7 @@ def _sections(options: argparse.Namespace) -> Mapping[str, Callable[[Path], str]
         lambda folder: policies.run(folder, rounds),
         lambda folder: audit.run(folder, rounds, seconds),
         lambda folder: rewrap.run(folder, options.keys),
+        lambda folder: rewrap_load.run(folder, 5 * seconds),
         lambda folder: catalogue_size.run(folder, options.versions),
         lambda folder: sizing.run(folder / "sizing", seconds),
     )

@@ -6,16 +6,19 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from kms_service.adapters.database import SqlDatabase, migrate
+from sqlalchemy import func, select
+
+from kms_service.adapters.database import SqlDatabase, migrate, schema
+from kms_service.adapters.database.engine import EngineOptions, transactions_of
 from kms_service.domain.binding import data_key_context
 from kms_service.domain.catalogue import Model, Project, WrappedDataKey
-from kms_service.domain.names import ModelName, RewrapName
+from kms_service.domain.names import ModelName, RewrapName, VersionName
 from kms_service.usecases.rewrap_data_keys import new_rewrap
 from tests.bench.measure import table
 from tests.support import postgresql, vault_servers
@@ -25,6 +28,7 @@ from tests.support.vault_servers import VaultRig
 _THREADS = 2
 _KILLS = 10
 _RAW_KEYS = 20_000
+_OPENED = 1000
 _MODEL = ModelName("demo", "bench")
 
 
@@ -40,8 +44,12 @@ def run(folder: Path, keys: int) -> str:
         f"OpenBao on the same machine. Raw: {_THREADS} threads have it rewrap {_RAW_KEYS:,} of\n"
         "the same keys, in batches of the size the adapter found, and store nothing; before and\n"
         f"after. Killed: SIGKILL {_KILLS} times on the way, started again each time, all starts\n"
-        "and waits included (a dead worker's claim runs out after 20 s).\n\n"
-        + table(("database", "run", "keys/s", "ratio to raw", "left under the old version"), rows)
+        "and waits included (a dead worker's claim runs out after 20 s). Afterwards all are\n"
+        f"counted by the rows' own wrapped keys, and every {keys // _OPENED or 1}th is unwrapped\n"
+        "by Vault and compared.\n\n"
+        + table(
+            ("database", "run", "keys/s", "ratio to raw", "under the new version, opened"), rows
+        )
     )
 
 
@@ -56,28 +64,32 @@ def _of_database(
             tx.projects.insert(Project(_MODEL.parent, master_key, datetime.now(UTC)))
             tx.models.insert(Model(_MODEL, datetime.now(UTC)))
         sample: list[tuple[WrappedDataKey, bytes]] = []
-        for version, _ in fill(url, vault, master_key, _MODEL, keys):
+        made: dict[VersionName, bytes] = {}
+        for version, data_key in fill(url, vault, master_key, _MODEL, keys):
+            if version.name.number % (keys // _OPENED or 1) == 0:
+                made[version.name] = data_key
             if len(sample) < _RAW_KEYS:
                 context = data_key_context(_MODEL, version.uid)
                 sample.append((version.wrapped_key, context))
         vault.root.secrets.transit.rotate_key(master_key)
         raw = [_raw_rate(vault, master_key, sample)]
         whole_s = _work(database, url, vault, master_key)
-        left = [_left(database, vault, master_key)]
+        found = [_found(database, url, vault, master_key, made)]
         raw.append(_raw_rate(vault, master_key, sample))
         vault.root.secrets.transit.rotate_key(master_key)
         killed_s = _work(database, url, vault, master_key, kills=_KILLS)
-        left.append(_left(database, vault, master_key))
+        found.append(_found(database, url, vault, master_key, made))
     finally:
         database.close()
     base = statistics.median(raw)
     yield kind, "raw batches", f"{base:,.0f}", "1.00", "-"
-    for name, seconds, old in (
-        ("rewrap", whole_s, left[0]),
-        (f"rewrap, killed {_KILLS} times", killed_s, left[1]),
+    for name, seconds, (moved, opened) in (
+        ("rewrap", whole_s, found[0]),
+        (f"rewrap, killed {_KILLS} times", killed_s, found[1]),
     ):
         rate = keys / seconds
-        yield kind, name, f"{rate:,.0f}", f"{rate / base:.2f}", f"{old}"
+        counted = f"{moved:,} of {keys:,}, {opened:,} of {len(made):,}"
+        yield kind, name, f"{rate:,.0f}", f"{rate / base:.2f}", counted
 
 
 def _work(
@@ -124,9 +136,36 @@ def _done(database: SqlDatabase, name: RewrapName) -> int:
     return found.rewrapped if found is not None else 0
 
 
-def _left(database: SqlDatabase, vault: VaultRig, master_key: str) -> int:
+def _found(
+    database: SqlDatabase,
+    url: str,
+    vault: VaultRig,
+    master_key: str,
+    made: Mapping[VersionName, bytes],
+) -> tuple[int, int]:
+    """How many rows hold a key that Vault wrapped under the newest version, and how many of `made`
+    open to what they were made as."""
     latest = vault.root.secrets.transit.read_key(master_key)["data"]["latest_version"]
-    return database.rewraps.keys_under_older(_MODEL.parent, latest)
+    rows, opened = schema.versions, 0
+    query = select(func.count()).where(
+        rows.c.wrapped_key.like(f"vault:v{latest}:%"), rows.c.master_key_version == latest
+    )
+    transactions = transactions_of(url, EngineOptions(connections=1, statement_timeout_s=600.0))
+    try:
+        with transactions.read() as connection:
+            moved = int(connection.execute(query).scalar_one())
+    finally:
+        transactions.engine.dispose()
+    with vault.master_keys(timeout_s=10.0) as master_keys:
+        for name, data_key in made.items():
+            with database.read() as tx:
+                version = tx.versions.get(name)
+            assert version is not None
+            context = data_key_context(name.parent, version.uid)
+            opened += (
+                master_keys.unwrap(master_key, version.wrapped_key, context).reveal() == data_key
+            )
+    return moved, opened
 
 
 def _raw_rate(vault: VaultRig, master_key: str, keys: list[tuple[WrappedDataKey, bytes]]) -> float:

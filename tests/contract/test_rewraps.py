@@ -268,13 +268,13 @@ def test_what_is_done_is_neither_paused_nor_resumed(keys: SqlDatabase) -> None:
 
 
 def test_the_rate_holds_for_all_together(keys: SqlDatabase) -> None:
-    rewrap = begun(keys, keys_per_second=4)
-    assert len(batch_of(keys, rewrap).items) == 2  # half a second's worth
+    rewrap = begun(keys, keys_per_second=20)
+    assert len(batch_of(keys, rewrap).items) == 2  # a tenth of a second's worth
     waiting = keys.rewraps.claim(rewrap.name, 10, NOW)
-    assert waiting == NothingYet(timedelta(seconds=0.5))
-    assert len(batch_of(keys, rewrap, after_s=0.5).items) == 2
-    assert keys.rewraps.claim(rewrap.name, 10, NOW + timedelta(seconds=0.75)) == NothingYet(
-        timedelta(seconds=0.25)
+    assert waiting == NothingYet(timedelta(seconds=0.1))
+    assert len(batch_of(keys, rewrap, after_s=0.1).items) == 2
+    assert keys.rewraps.claim(rewrap.name, 10, NOW + timedelta(seconds=0.15)) == NothingYet(
+        timedelta(seconds=0.05)
     )
 
 

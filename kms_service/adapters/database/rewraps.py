@@ -147,8 +147,8 @@ class SqlRewraps:
             rewrap, now_us = _rewrap(row), to_us(now)
             if row.paced_until_us > now_us:
                 return NothingYet(timedelta(microseconds=row.paced_until_us - now_us))
-            if rewrap.keys_per_second:  # in pieces of half a second, so that others fit between
-                size = max(1, min(size, rewrap.keys_per_second // 2))
+            if rewrap.keys_per_second:  # in pieces of a tenth of a second: others fit between
+                size = max(1, min(size, rewrap.keys_per_second // 10))
             batch = self._abandoned(connection, rewrap, size, now) or self._next(
                 connection, row, rewrap, size, now
             )
