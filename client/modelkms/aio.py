@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
@@ -177,9 +177,11 @@ class Model:
         return File(stream, self._threads)
 
     @asynccontextmanager
-    async def materialize(self, name: str | None = None) -> AsyncIterator[Path]:
+    async def materialize(
+        self, name: str | None = None, *, files: Iterable[str] | None = None
+    ) -> AsyncIterator[Path]:
         """As `OpenedModel.materialize`. Cancelled while files are written, it removes them."""
-        manager: AbstractContextManager[Path] = self.opened.materialize(name)
+        manager: AbstractContextManager[Path] = self.opened.materialize(name, files=files)
         entered = _Entered(manager)
         folder = await self._threads.run(lambda _: entered.enter(), dispose=entered.dispose)
         try:

@@ -93,7 +93,7 @@ class Client:
         self._downloader = Downloader(
             self._session, self._cache, looked_up=self._observer.looked_up
         )
-        _sweep()
+        _sweep(profile.insecure_plaintext_dir)
 
     # --- publishing and opening -----------------------------------------------------------------
 
@@ -601,10 +601,10 @@ class Client:
         return self._project_name(project), ""
 
 
-def _sweep() -> None:
-    """Remove plaintext that killed processes left in memory-backed storage."""
+def _sweep(insecure_folder: Path | None) -> None:
+    """Remove plaintext that killed processes left where models are materialized."""
     try:
-        sweep()
+        sweep(insecure_folder=insecure_folder)
     except (ModelKmsError, OSError) as error:
         # Whoever materializes meets the same, and there it counts.
-        _log.warning("leftovers in memory-backed storage could not be looked at: %s", error)
+        _log.warning("leftovers of materialized models could not be looked at: %s", error)

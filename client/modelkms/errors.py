@@ -417,7 +417,10 @@ class MemoryStorageMissing(LocalError):
     """There is no memory-backed folder to materialize into."""
 
     default_reason = "MEMORY_STORAGE_MISSING"
-    default_hint = "mount a tmpfs at /dev/shm, or read the model with .read() and .open()"
+    default_hint = (
+        "mount a tmpfs at /dev/shm, or read the model with .read() and .open(); where there is no "
+        "tmpfs, insecure_plaintext_dir in the profile allows a folder on disk"
+    )
 
 
 class ModelNotLoadable(LocalError):

@@ -42,7 +42,11 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 @contextmanager
 def materialized(
-    sizes_bytes: Mapping[str, int], write: Write, environment: Mapping[str, str] | None = None
+    sizes_bytes: Mapping[str, int],
+    write: Write,
+    environment: Mapping[str, str] | None = None,
+    *,
+    insecure_folder: Path | None = None,
 ) -> Iterator[Path]:
     """A private folder (0700) in memory-backed storage, filled by `write`; removed on exit.
 
@@ -50,13 +54,15 @@ def materialized(
         sizes_bytes: of every file that `write` is going to write.
         write: may raise; then nothing stays.
         environment: None: `os.environ`.
+        insecure_folder: where there is no memory-backed storage, the private folder is made in
+            this one, on a disk, and plaintext may stay on it; None: never.
 
     Raises:
         MemoryStorageMissing: no memory-backed storage here.
         LocalDiskFull: it has too little room.
         LocalDiskError, CacheUnsafe: it cannot be used.
     """
-    root = _root(os.environ if environment is None else environment)
+    root = _root(os.environ if environment is None else environment, insecure_folder)
     _require_room(root, sizes_bytes)
     with _owned_folder(root) as folder:
         content = folder / _CONTENT
@@ -69,10 +75,13 @@ def materialized(
             yield content
 
 
-def sweep(environment: Mapping[str, str] | None = None) -> int:
+def sweep(
+    environment: Mapping[str, str] | None = None, *, insecure_folder: Path | None = None
+) -> int:
     """Remove what dead processes left behind. How many folders; never one of a live owner."""
     removed = 0
-    for base in _memory_folders(os.environ if environment is None else environment):
+    bases = list(_memory_folders(os.environ if environment is None else environment))
+    for base in [*bases, *([insecure_folder] if insecure_folder is not None else [])]:
         root = base / _root_name()
         if root.is_dir() and not root.is_symlink() and root.lstat().st_uid == os.geteuid():
             with _root_lock(root):
@@ -83,13 +92,16 @@ def sweep(environment: Mapping[str, str] | None = None) -> int:
 # --- where -------------------------------------------------------------------------------------
 
 
-def _root(environment: Mapping[str, str]) -> Path:
+def _root(environment: Mapping[str, str], insecure_folder: Path | None) -> Path:
     for base in _memory_folders(environment):
         try:
             return make_private(base / _root_name())
         except CacheUnsafe as error:
             error.hint = f"somebody else made {base / _root_name()}; an administrator removes it"
             raise
+    if insecure_folder is not None:
+        _log.warning("plaintext is written to a disk: insecure_plaintext_dir, %s", insecure_folder)
+        return make_private(make_private(insecure_folder) / _root_name())
     raise MemoryStorageMissing(
         "there is no memory-backed folder here: /dev/shm is no writable tmpfs, and neither is "
         "XDG_RUNTIME_DIR"
@@ -125,8 +137,7 @@ def _require_room(root: Path, sizes_bytes: Mapping[str, int]) -> None:
     )
     if (free := free_bytes(root)) < needed:
         raise LocalDiskFull(
-            f"the model needs {needed:,} bytes of memory-backed storage, {root.parent} has "
-            f"{free:,} free",
+            f"the model needs {needed:,} bytes, {root.parent} has {free:,} free",
             hint=f"mount -o remount,size={-(-needed // (1 << 30)) + 1}G {root.parent}, or in "
             f"Docker --shm-size; .read() and .open() need none",
             metadata={"needed_bytes": str(needed), "free_bytes": str(free)},
@@ -241,7 +252,10 @@ def _owner_alive(folder: Path) -> bool:
     return False
 
 
-def _start_time() -> int:
-    """Clock ticks after boot at which this process began (proc(5), field 22)."""
-    fields = Path("/proc/self/stat").read_text(encoding="ascii", errors="replace").rsplit(")", 1)[1]
-    return int(fields.split()[19])
+def _start_time() -> int | None:
+    """Clock ticks after boot at which this process began (proc(5), field 22); None off Linux."""
+    try:
+        text = Path("/proc/self/stat").read_text(encoding="ascii", errors="replace")
+    except FileNotFoundError:
+        return None
+    return int(text.rsplit(")", 1)[1].split()[19])

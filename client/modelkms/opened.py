@@ -252,6 +252,7 @@ class OpenedModel:
         *,
         files: Iterable[str] | None = None,
         keep_when_ended: bool = False,
+        only_in_memory: bool = False,
     ) -> Iterator[Path]:
         """A private folder in memory-backed storage with the files; gone when the block ends.
 
@@ -262,6 +263,7 @@ class OpenedModel:
         Args:
             name: of the folder, for programs that look at it; None: any.
             files: only these; None: all.
+            only_in_memory: never on a disk, though the profile has an `insecure_plaintext_dir`.
 
         Raises:
             MemberNotFound: one of `files` is not there.
@@ -278,6 +280,9 @@ class OpenedModel:
                 materialized(
                     sizes,
                     lambda folder: self._extract_to(folder / name if name else folder, wanted),
+                    insecure_folder=(
+                        None if only_in_memory else self._session.profile.insecure_plaintext_dir
+                    ),
                 )
             )
             if not keep_when_ended:

@@ -102,6 +102,8 @@ class Profile(BaseModel):
         project: default project of references.
         cache_dir: for ciphertext; None: the user's cache folder.
         state_dir: for the spool of pushes; None: the user's state folder.
+        insecure_plaintext_dir: where there is no memory-backed storage (macOS), materialized models
+            are written here, decrypted, to a disk, and removed afterwards; None: they are refused.
         cache_max_bytes: the oldest entries go when the cache grows over this.
         vault: an officer's way to Vault.
         store: the object store, where pushes go to it directly or links need a CA of their own.
@@ -121,6 +123,7 @@ class Profile(BaseModel):
     project: Id | None = None
     cache_dir: Path | None = None
     state_dir: Path | None = None
+    insecure_plaintext_dir: Path | None = None
     cache_max_bytes: Annotated[int, Field(ge=0)] = 64 << 30
     vault: VaultProfile | None = None
     store: StoreProfile | None = None

@@ -20,6 +20,7 @@ from modelkms.errors import (
     LibraryMissing,
     LocalDiskFull,
     MemberNotFound,
+    MemoryStorageMissing,
     ModelClosed,
     ModelNotLoadable,
     UsageError,
@@ -79,6 +80,11 @@ def run(session: Any, values: list[float]) -> list[float]:
     return [float(value) for value in output]
 
 
+def adder_files() -> dict[str, bytes]:
+    model, weights = adder([1.0, 2.0], external="w.bin")
+    return {"adder.onnx": model, "w.bin": weights}
+
+
 def test_an_onnx_file(push: Any, reader: modelkms.Client) -> None:
     model, _ = adder([1.0, 2.0])
     session = reader.load(push({"adder.onnx": model}))
@@ -94,10 +100,10 @@ def test_an_onnx_model_with_external_data(
     used: list[dict[str, int]] = []
 
     @contextmanager
-    def kept(sizes: dict[str, int], *arguments: Any) -> Iterator[Path]:
+    def kept(sizes: dict[str, int], *arguments: Any, **options: Any) -> Iterator[Path]:
         if not room:
             raise LocalDiskFull("no room")
-        with materialized(sizes, *arguments) as folder:
+        with materialized(sizes, *arguments, **options) as folder:
             used.append(sizes)
             yield folder
         assert not folder.exists()
@@ -310,6 +316,27 @@ def test_a_core_ml_package_is_a_path(push: Any, reader: modelkms.Client) -> None
     with reader.load(push(package())) as held:
         assert held.path.suffix == ".mlpackage"
         assert (held.path / "Data/com.apple.CoreML/weights/weight.bin").read_bytes() == b"weights"
+
+
+def test_a_path_where_there_is_no_memory_to_have_one_in(
+    push: Any, service: SdkWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on macOS: refused, unless the profile allows a disk. What needs no path stays off it."""
+    adding, core_ml = push(adder_files()), push(package())
+    disk = tmp_path / "disk"
+    monkeypatch.setattr("modelkms.materialize.is_memory_backed", lambda _: False)
+
+    with pytest.raises(MemoryStorageMissing, match="no memory-backed folder") as caught:
+        service.client("reader").load(core_ml)
+    assert "insecure_plaintext_dir" in (caught.value.hint or "")
+
+    allowed = service.client("reader", insecure_plaintext_dir=str(disk))
+    assert run(allowed.load(adding), [1.0, 2.0]) == [2.0, 4.0]
+    assert not disk.exists()
+    with allowed.load(core_ml) as held:
+        assert held.path.is_relative_to(disk)
+        assert (held.path / "Data/com.apple.CoreML/model.mlmodel").read_bytes() == b"model"
+    assert not held.path.exists()
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,17 @@ def test_what_is_ours_to_say_is_not_blamed_on_the_checkpoint(
         service.client("reader").load(reference)
 
 
+def test_without_files_in_memory_tensors_are_copied(
+    service: SdkWorld, torch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on macOS."""
+    torch.save({"w": torch.ones(3)}, tmp_path / "copied.pt")
+    reference = pushed(service, tmp_path / "copied.pt")
+    monkeypatch.delattr("os.memfd_create")
+    loaded = service.client("reader").load(reference)
+    assert torch.equal(loaded["w"], torch.ones(3))
+
+
 class _Runs:
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -109,7 +109,7 @@ class Examination:
 def _storage(profile: Profile) -> Iterator[Finding]:
     yield _folder("cache", profile.cache_folder, "cache_dir")
     yield _folder("state", profile.state_folder, "state_dir")
-    yield _memory()
+    yield _memory(profile)
     if areas := unsafe_swaps():
         yield Finding(
             "memory",
@@ -138,9 +138,16 @@ def _folder(check: str, folder: Path, field: str) -> Finding:
     return Finding(check, "warning" if free < _SMALL_DISK_BYTES else "ok", told, hint)
 
 
-def _memory() -> Finding:
+def _memory(profile: Profile) -> Finding:
     shared = Path("/dev/shm")  # noqa: S108 - where materialize.py writes, into a private folder
     if not is_memory_backed(shared) or not os.access(shared, os.W_OK | os.X_OK):
+        if (insecure := profile.insecure_plaintext_dir) is not None:
+            return Finding(
+                "memory",
+                "warning",
+                f"{shared} is no writable tmpfs: `run` and materialize() write plaintext to a disk",
+                f"insecure_plaintext_dir allows that ({insecure}): is that disk encrypted?",
+            )
         return Finding(
             "memory",
             "warning",

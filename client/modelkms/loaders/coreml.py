@@ -17,8 +17,8 @@ _MAX_MANIFEST_BYTES = 16 << 20
 
 class CoreMlLoader:
     """An `.mlpackage`: checked to be one, then a path for `coremltools.models.MLModel`, valid
-    until the result is closed. Predicting needs macOS, where no memory-backed folder exists yet:
-    there `MemoryStorageMissing` is raised."""
+    until the result is closed. Predicting needs macOS, which has no memory-backed folder: there
+    the profile must allow one on a disk (`insecure_plaintext_dir`)."""
 
     name = "coreml"
 

@@ -60,7 +60,9 @@ class OnnxLoader:
         if external:
             try:
                 # From a path it maps the weights; mappings outlive the folder they are of.
-                with model.materialize(files=[name, *external.values()]) as folder:
+                with model.materialize(
+                    files=[name, *external.values()], only_in_memory=True
+                ) as folder:
                     return session(str(folder / name))
             except (MemoryStorageMissing, LocalDiskFull) as error:
                 _log.info("weights are given to onnxruntime from memory: %s", error.message)

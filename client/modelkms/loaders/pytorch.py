@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from modelkms.errors import ModelKmsError, ModelNotLoadable
+from modelkms.errors import MemoryStorageMissing, ModelKmsError, ModelNotLoadable
 from modelkms.loaders import require
 from modelkms.opened import OpenedModel
 
@@ -37,11 +37,9 @@ class PyTorchLoader:
         with model.open(name) as stream:
             zipped = stream.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC
         try:
-            if zipped:
+            if zipped and (path := _memory_path(model, name)) is not None:
                 # Tensors are mapped from the memory file: no second copy of them is made.
-                return torch.load(
-                    model.path(name), map_location=map_location, weights_only=True, mmap=True
-                )
+                return torch.load(path, map_location=map_location, weights_only=True, mmap=True)
             with model.open(name) as stream:
                 return torch.load(stream, map_location=map_location, weights_only=True)
         except ModelKmsError:
@@ -51,6 +49,13 @@ class PyTorchLoader:
                 f"torch refuses {name}: {type(error).__name__}",
                 hint="only weights are loaded; a file that holds objects could run code",
             ) from error
+
+
+def _memory_path(model: OpenedModel, name: str) -> str | None:
+    try:
+        return model.path(name)
+    except MemoryStorageMissing:  # off Linux
+        return None
 
 
 def _checkpoints(model: OpenedModel) -> list[str]:

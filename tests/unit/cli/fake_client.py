@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -158,7 +158,12 @@ class FakeOpenedModel:
 
     @contextmanager
     def materialize(
-        self, name: str | None = None, *, keep_when_ended: bool = False
+        self,
+        name: str | None = None,
+        *,
+        files: Iterable[str] | None = None,
+        keep_when_ended: bool = False,
+        only_in_memory: bool = False,
     ) -> Iterator[Path]:
         sizes = {name: len(content) for name, content in self._contents.items()}
         with materialized(sizes, self._write) as folder:

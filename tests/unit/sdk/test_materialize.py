@@ -113,6 +113,49 @@ def test_disk_is_never_taken_for_memory(tmp_path: Path, monkeypatch: pytest.Monk
         pytest.fail("not entered")
 
 
+def test_a_disk_is_used_where_it_is_allowed_and_there_is_no_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As on macOS, with `insecure_plaintext_dir`."""
+    allowed = tmp_path / "allowed"
+    with materialized(sizes(21, 21), write, insecure_folder=allowed) as folder:
+        assert is_memory_backed(folder)  # there is memory here
+    assert not allowed.exists()
+
+    monkeypatch.setattr(materialize, "is_memory_backed", lambda _: False)
+    with materialized(sizes(21, 21), write, insecure_folder=allowed) as folder:
+        assert folder.is_relative_to(allowed)
+        assert (folder / "inner" / "more").read_bytes() == CANARY
+        for path in (folder, folder.parent, folder.parent.parent, allowed):
+            assert path.stat().st_mode & 0o777 == 0o700
+    assert not folder.parent.exists()
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert str(allowed) in caplog.text
+
+    left = folder.parent.parent / "0123456789abcdef"  # by a killed owner and its reaper
+    write_left = left / "model"
+    write_left.mkdir(parents=True)
+    write(write_left)
+    (left / "owner").touch(0o600)
+    assert sweep() == 0
+    assert sweep(insecure_folder=allowed) == 1
+    assert not left.exists()
+
+
+def test_a_disk_that_others_can_write_to_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(materialize, "is_memory_backed", lambda _: False)
+    open_to_all = tmp_path / "open"
+    open_to_all.mkdir()
+    open_to_all.chmod(0o777)
+    with (
+        pytest.raises(CacheUnsafe),
+        materialized(sizes(21), write, insecure_folder=open_to_all),
+    ):
+        pytest.fail("not entered")
+
+
 @pytest.fixture
 def own_root(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A memory-backed folder of this test alone, as the runtime folder."""
