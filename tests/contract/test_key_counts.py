@@ -88,6 +88,17 @@ def test_adding_up_changes_no_count_and_leaves_few_rows(
         assert len(connection.execute(select(counts).where(counts.c.data_keys != 0)).all()) == 1
 
 
+def test_old_versions_are_not_given_up_on_the_strength_of_counts_that_were_kept(
+    filled: SqlDatabase, transactions: Transactions
+) -> None:
+    insert_keys(filled)
+    with transactions.write() as connection:  # as after a restore that ran no triggers
+        connection.execute(schema.key_counts.delete())
+    with filled.read() as tx:
+        assert tx.versions.count_by_master_key_version(DEMO) == {}
+        assert tx.versions.count_under_master_key("modelkms-demo") == {1: _KEYS}
+
+
 def test_a_rewrap_touches_no_index(
     request: pytest.FixtureRequest, migrated: Migrated, filled: SqlDatabase
 ) -> None:

@@ -27,27 +27,16 @@ _FOLD = text(
 
 def counts_of_project(connection: Connection, project: ProjectName) -> dict[int, int]:
     """Data keys by master-key version; versions without any are left out."""
-    return _counts(connection, _COUNTS.c.project == project.project)
-
-
-def counts_under(connection: Connection, master_key: str) -> dict[int, int]:
-    """The same of all projects that share a master key."""
-    projects = schema.projects
-    sharing = select(projects.c.project).where(projects.c.master_key == master_key)
-    return _counts(connection, _COUNTS.c.project.in_(sharing))
+    total: ColumnElement[Any] = func.sum(_COUNTS.c.data_keys)
+    rows = connection.execute(
+        select(_COUNTS.c.master_key_version, total)
+        .where(_COUNTS.c.project == project.project, _COUNTS.c.master_key_version > _NOTHING)
+        .group_by(_COUNTS.c.master_key_version)
+        .having(total != 0)
+    )
+    return {int(version): int(keys) for version, keys in rows}
 
 
 def fold(connection: Connection) -> None:
     """Add up what each transaction on PostgreSQL wrote a row of its own for (part: its id)."""
     connection.execute(_FOLD)
-
-
-def _counts(connection: Connection, which: ColumnElement[bool]) -> dict[int, int]:
-    total: ColumnElement[Any] = func.sum(_COUNTS.c.data_keys)
-    rows = connection.execute(
-        select(_COUNTS.c.master_key_version, total)
-        .where(which, _COUNTS.c.master_key_version > _NOTHING)
-        .group_by(_COUNTS.c.master_key_version)
-        .having(total != 0)
-    )
-    return {int(version): int(keys) for version, keys in rows}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, insert, or_, select, tuple_, update
+from sqlalchemy import Connection, Row, bindparam, func, insert, or_, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 
 from kms_service.adapters.database import key_counts, schema
@@ -15,6 +15,7 @@ from kms_service.adapters.database.prepared import Prepared
 from kms_service.adapters.database.seen import look_once
 from kms_service.adapters.database.times import duration_us, from_us, to_us
 from kms_service.domain.catalogue import (
+    NO_DATA_KEY,
     ArtifactPin,
     Version,
     VersionState,
@@ -172,7 +173,17 @@ class SqlVersionTable:
         return key_counts.counts_of_project(self._connection, project)
 
     def count_under_master_key(self, master_key: str) -> dict[int, int]:
-        return key_counts.counts_under(self._connection, master_key)
+        projects = schema.projects
+        rows = self._connection.execute(
+            select(_TABLE.c.master_key_version, func.count())
+            .join(projects, projects.c.project == _TABLE.c.project)
+            .where(
+                projects.c.master_key == master_key,
+                _TABLE.c.master_key_version > NO_DATA_KEY.master_key_version,
+            )
+            .group_by(_TABLE.c.master_key_version)
+        )
+        return {int(version): int(keys) for version, keys in rows}
 
     def _one(self, *conditions: Any) -> Version | None:
         row = self._connection.execute(select(_TABLE).where(*conditions)).one_or_none()

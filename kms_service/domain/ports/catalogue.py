@@ -94,7 +94,8 @@ class VersionTable(Protocol):
         have none."""
 
     def count_under_master_key(self, master_key: str) -> dict[int, int]:
-        """The same, of all projects that share a master key."""
+        """The same, of all projects that share a master key; counted one by one, since old
+        versions of it are given up on the strength of this."""
 
 
 class AliasTable(Protocol):
