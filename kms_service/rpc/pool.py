@@ -1,9 +1,9 @@
 """Threads that run calls, and what happens when there are too many calls.
 
 gRPC hands every call to a pool at once, and a plain pool queues without end: under a burst all
-callers wait until their deadlines pass. Here each pool has a bounded queue. A call beyond it is
-handed to a spare thread, which only refuses it, with RetryInfo (F29); grpc's own
-`maximum_concurrent_rpcs` could not say when to retry.
+callers wait until their deadlines pass. Here each pool has a bounded queue, into which a call comes
+once its request is whole (`reception`). A call beyond it is handed to a spare thread, which only
+refuses it, with RetryInfo (F29); grpc's own `maximum_concurrent_rpcs` could not say when to retry.
 """
 
 from __future__ import annotations
@@ -14,15 +14,18 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from kms_service.domain.errors import Overloaded, QuotaExceeded
 from kms_service.domain.identity import Principal
+from kms_service.rpc.reception import Reception, end_overloaded
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 _REFUSING_THREADS = 2
+_MOST_REFUSALS = 1000
+"""That wait to be told; calls beyond are ended without a thread, and without a time to retry."""
 _refused = threading.local()
 
 
@@ -38,17 +41,28 @@ class CallPool(ThreadPoolExecutor):
     def __init__(self, name: str, threads: int, queue: int) -> None:
         super().__init__(max_workers=threads, thread_name_prefix=name)
         self._refusals = ThreadPoolExecutor(_REFUSING_THREADS, f"{name}-refuse")
+        self._refusing = 0
+        self._reception = Reception()
         self._capacity = threads + queue
         self._half_full = threads + queue // 2
         self._pending = 0
         self._pending_lock = threading.Lock()
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        def start(request: Callable[[], object]) -> None:
+            run: Callable[..., T] = fn
+            self._enter(run, *args[:4], request, *args[5:])
+
+        if self._reception.receive(args, start):
+            return _over()  # for grpc, which counts calls by it: a call that waits costs no thread
+        return self._enter(fn, *args, **kwargs)
+
+    def _enter(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         with self._pending_lock:
             taken = self._pending < self._capacity
             self._pending += taken
         if not taken:
-            return self._refusals.submit(_refusing, partial(fn, *args, **kwargs))
+            return self._refuse(fn, *args, **kwargs)
         try:
             future = super().submit(fn, *args, **kwargs)
         except BaseException:
@@ -56,6 +70,21 @@ class CallPool(ThreadPoolExecutor):
             raise
         future.add_done_callback(self._finished)
         return future
+
+    def _refuse(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        with self._pending_lock:
+            too_many = self._refusing >= _MOST_REFUSALS
+            self._refusing += 1
+        if too_many and end_overloaded(args):
+            self._has_refused()
+            return _over()
+        refusal = self._refusals.submit(_refusing, partial(fn, *args, **kwargs))
+        refusal.add_done_callback(self._has_refused)
+        return refusal
+
+    def _has_refused(self, _future: Future[T] | None = None) -> None:
+        with self._pending_lock:
+            self._refusing -= 1
 
     @property
     def crowded(self) -> bool:
@@ -69,6 +98,13 @@ class CallPool(ThreadPoolExecutor):
     def _finished(self, _future: Future[T] | None = None) -> None:
         with self._pending_lock:
             self._pending -= 1
+
+
+def _over() -> Future[Any]:
+    """A future that nobody reads, done."""
+    future: Future[Any] = Future()
+    future.set_result(None)
+    return future
 
 
 def refuse_if_overloaded() -> None:

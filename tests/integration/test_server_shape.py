@@ -28,6 +28,7 @@ from modelkms_api.v1 import (
 from prometheus_client import generate_latest
 
 from kms_service.domain.errors import InvalidField, VaultUnavailable
+from kms_service.rpc import reception
 from kms_service.rpc.conversion import text
 from kms_service.rpc.pipeline import Call
 from kms_service.rpc.rates import Rates
@@ -449,6 +450,76 @@ def _eventually(ask: Callable[[], bool], within_s: float = 10.0) -> bool:
     return False
 
 
+@pytest.mark.parametrize("method", ["ModelService/GetModel", "ArtifactService/ReadArtifact"])
+def test_f30_calls_whose_request_never_comes_hold_nobody_up(
+    tmp_path: Path, scripted: Scripted, method: str
+) -> None:
+    """Headers and nothing else, more of them than threads and queue take, of a client that answers
+    to all that HTTP/2 asks of it."""
+    limits = ServerLimits(threads=2, streams=1)
+    with (
+        running_server(tmp_path, services(scripted), limits=limits) as server,
+        _raw_http2(server, tmp_path) as tls,
+        server.channel("reader") as channel,
+    ):
+        tls.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _frame(4, 0, 0, b""))
+        for number in range(100):
+            tls.sendall(_frame(1, 4, 2 * number + 1, _headers(f"/modelkms_api.v1.{method}")))
+        waiting = [pool._reception for pool in (server.pools.unary, server.pools.streams)]
+        assert _eventually(lambda: sum(map(len, waiting)) == 100)
+        artifacts = artifact_service_pb2_grpc.ArtifactServiceStub(channel)
+        for _ in range(20):
+            get(channel)
+            assert len(list(artifacts.ReadArtifact(small(), timeout=TIMEOUT_S))) == 1
+        # One of them, whole at last, is answered like any other.
+        body = small().SerializeToString() if method.endswith("Artifact") else b""
+        tls.sendall(_frame(0, 1, 199, b"\0" + struct.pack("!I", len(body)) + body))
+        assert _eventually(lambda: sum(map(len, waiting)) == 99)
+
+
+def test_f30_a_call_whose_request_does_not_come_is_ended(
+    server: RunningServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reception, "REQUEST_WITHIN_S", 0.2)
+    with _raw_http2(server, tmp_path) as tls, server.channel("reader") as channel:
+        tls.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _frame(4, 0, 0, b""))
+        tls.sendall(_frame(1, 4, 1, _headers("/modelkms_api.v1.ModelService/GetModel")))
+        waiting = server.pools.unary._reception
+        assert _eventually(lambda: len(waiting) == 1)
+        time.sleep(0.3)
+        get(channel)  # whoever comes next clears the way
+        assert len(waiting) == 0
+        assert _frame_of(tls, stream=1) in (0x1, 0x3)  # HEADERS with a status, or RST_STREAM
+
+
+def test_f30_those_that_wait_longest_go_first(
+    server: RunningServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reception, "_MOST_WAITING", 3)
+    with _raw_http2(server, tmp_path) as tls, server.channel("reader") as channel:
+        tls.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _frame(4, 0, 0, b""))
+        for stream in range(1, 21, 2):
+            headers = _headers("/modelkms_api.v1.ModelService/GetModel")
+            tls.sendall(_frame(1, 4, stream, headers))
+        assert _frame_of(tls, stream=1) in (0x1, 0x3)
+        for _ in range(10):
+            get(channel)
+        assert len(server.pools.unary._reception) <= 3
+
+
+def test_a_call_without_a_request_is_told_so(server: RunningServer) -> None:
+    """It ends where a request should be."""
+    with server.channel("reader") as channel:
+        call = channel.stream_unary(
+            "/modelkms_api.v1.ModelService/GetModel",
+            request_serializer=bytes,
+            response_deserializer=bytes,
+        )
+        with pytest.raises(grpc.RpcError) as caught:
+            call(iter(()), timeout=TIMEOUT_S)
+        assert refusal(caught.value).code is grpc.StatusCode.UNIMPLEMENTED
+
+
 def test_f30_stream_with_a_closed_window_ends_with_its_connection(
     tmp_path: Path, scripted: Scripted
 ) -> None:
@@ -494,6 +565,21 @@ def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
     return (
         len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
     )
+
+
+def _frame_of(tls: ssl.SSLSocket, stream: int) -> int:
+    """Kind of the first frame that is about `stream`."""
+    tls.settimeout(TIMEOUT_S)
+    got = b""
+    while True:
+        while len(got) < 9 or len(got) < 9 + int.from_bytes(got[:3], "big"):
+            data = tls.recv(65536)
+            assert data, "the connection ended"
+            got += data
+        length = int.from_bytes(got[:3], "big")
+        if int.from_bytes(got[5:9], "big") == stream:
+            return got[3]
+        got = got[9 + length :]
 
 
 def _headers(path: str) -> bytes:
