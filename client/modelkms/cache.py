@@ -2,6 +2,10 @@
 
 An entry appears whole (temporary file, digest checked, fsync, rename) or not at all. Its length and
 header tag are compared with the pin at each use; its segments authenticate as they are read.
+
+Writing a large model to a slow disk can take longer than downloading it. Who needs the artifact
+rather than its entry does not wait for that: the verified file is handed out, and becomes the entry
+meanwhile.
 """
 
 from __future__ import annotations
@@ -10,13 +14,14 @@ import io
 import logging
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from modelkms.errors import CacheUnsafe, LocalDiskFull
+from modelkms.errors import CacheUnsafe, LocalDiskFull, ModelKmsError
 from modelkms.folders import (
     free_bytes,
     local_error,
@@ -37,6 +42,9 @@ _POLL_S = 0.05
 STALL_S = 30.0
 """A filler that makes no progress for so long is no longer waited for."""
 
+_BEHIND_BYTES = 16 << 20
+"""Smaller entries are durable at once."""
+
 Fill = Callable[[BinaryIO], None]
 """Writes the artifact into an empty or begun file, and verifies it against its pin."""
 
@@ -49,6 +57,8 @@ class ArtifactCache:
         self._folder = folder
         self._max_bytes = max_bytes
         self._stall_s = stall_s
+        self._behind: list[threading.Thread] = []
+        self._behind_lock = threading.Lock()
 
     def get(self, artifact_id: str, pin: PinInfo) -> BinaryIO | None:
         """The entry, opened for reading; None if there is none that fits the pin.
@@ -75,8 +85,14 @@ class ArtifactCache:
         os.utime(descriptor)  # last used now
         return file
 
-    def get_or_fill(self, artifact_id: str, pin: PinInfo, fill: Fill) -> BinaryIO:
+    def get_or_fill(
+        self, artifact_id: str, pin: PinInfo, fill: Fill, *, durable: bool = True
+    ) -> BinaryIO:
         """The entry; made by `fill` if there is none. Another process that makes it is waited for.
+
+        Args:
+            durable: if not, a large artifact that was filled just now is given at once, and becomes
+                an entry meanwhile (`settle` waits for that). Should it fail, a warning says so.
 
         Raises:
             LocalDiskFull, LocalDiskError: the cache cannot hold it; the caller may go on uncached.
@@ -86,21 +102,35 @@ class ArtifactCache:
         while True:
             if (file := self.get(artifact_id, pin)) is not None:
                 return file
-            with self._filling(artifact_id) as mine:
-                if mine:
+            with ExitStack() as lock:
+                if lock.enter_context(self._filling(artifact_id)):
                     # It may have been finished between our look and our lock.
-                    return self.get(artifact_id, pin) or self._filled(artifact_id, pin, fill)
+                    if (file := self.get(artifact_id, pin)) is not None:
+                        return file
+                    filled = self._filled(artifact_id, pin, fill)
+                    if durable or pin.length_bytes < _BEHIND_BYTES:
+                        self._publish(artifact_id, filled)
+                        return self._published(artifact_id, pin)
+                    return self._published_behind(artifact_id, filled, lock.pop_all())
             self._wait_for_filler(artifact_id)
+
+    def settle(self) -> None:
+        """Wait until every artifact that was given before it was durable is an entry."""
+        with self._behind_lock:
+            behind = list(self._behind)
+        for thread in behind:
+            thread.join()
 
     def drop(self, artifact_id: str) -> None:
         """Remove an entry that does not verify. Whoever has it open keeps it."""
+        self.settle()  # else it comes after all
         try:
             self._entry(artifact_id).unlink(missing_ok=True)
         except OSError as error:
             raise local_error(error, "a broken cache entry cannot be removed") from error
 
-    def _filled(self, artifact_id: str, pin: PinInfo, fill: Fill) -> BinaryIO:
-        """Make the entry. We hold its lock."""
+    def _filled(self, artifact_id: str, pin: PinInfo, fill: Fill) -> io.FileIO:
+        """The file that becomes the entry, whole and verified. We hold its lock."""
         self._make_room(artifact_id, pin.length_bytes)
         partial = self._entry(artifact_id).with_suffix(_PARTIAL)
         try:
@@ -111,23 +141,56 @@ class ArtifactCache:
         file = io.FileIO(descriptor, "rb+", closefd=True)
         try:
             fill(file)
-            os.fsync(descriptor)
-            partial.rename(self._entry(artifact_id))
-            sync_folder(self._folder)
         except OSError as error:
             file.close()
             partial.unlink(missing_ok=True)
-            raise local_error(
-                error, f"the cache {self._folder} cannot take the artifact"
-            ) from error
+            raise self._cannot_take(error) from error
         except BaseException:
             file.close()  # what came so far stays, for the next attempt to go on from
             raise
-        file.close()
+        return file
+
+    def _publish(self, artifact_id: str, filled: io.FileIO) -> None:
+        """Make it durable and give it its name. We hold its lock."""
+        partial = self._entry(artifact_id).with_suffix(_PARTIAL)
+        with filled:
+            try:
+                os.fsync(filled.fileno())
+                partial.rename(self._entry(artifact_id))
+                sync_folder(self._folder)
+            except OSError as error:
+                partial.unlink(missing_ok=True)
+                raise self._cannot_take(error) from error
+
+    def _published(self, artifact_id: str, pin: PinInfo) -> BinaryIO:
         done = self.get(artifact_id, pin)
         if done is None:
             raise CacheUnsafe(f"a new entry of {self._folder} was changed by somebody else")
         return done
+
+    def _published_behind(self, artifact_id: str, filled: io.FileIO, lock: ExitStack) -> BinaryIO:
+        """As `_publish`, by a thread that has the entry's lock; the file, open to read, at once.
+
+        No daemon: a program that ends first makes it durable.
+        """
+        given = io.FileIO(os.dup(filled.fileno()), "rb", closefd=True)
+        given.seek(0)
+
+        def publish() -> None:
+            with lock:
+                try:
+                    self._publish(artifact_id, filled)
+                except ModelKmsError as error:
+                    _log.warning("not kept in the cache: %s", error.message)
+
+        thread = threading.Thread(target=publish, name="modelkms-cache")
+        with self._behind_lock:
+            self._behind = [*(each for each in self._behind if each.is_alive()), thread]
+            thread.start()
+        return given
+
+    def _cannot_take(self, error: OSError) -> ModelKmsError:
+        return local_error(error, f"the cache {self._folder} cannot take the artifact")
 
     def _make_room(self, artifact_id: str, wanted_bytes: int) -> None:
         """Let the longest unused entries go, until there is room for one more.

@@ -89,7 +89,7 @@ class Downloader:
             self._download(version, pin, progress, authenticates, link).run(file)
 
         try:
-            cached = self._cache.get_or_fill(version.artifact_id, pin, fill)
+            cached = self._cache.get_or_fill(version.artifact_id, pin, fill, durable=False)
             self._looked_up(not filled)
             return cached
         except (LocalDiskFull, LocalDiskError) as error:

@@ -89,8 +89,8 @@ def run(folder: Path, size_bytes: int, rounds: int) -> str:
         f"{rounds} rounds, interleaved, versitygw on this machine. The plain download is the\n"
         f"same {_THREADS} connections and ranges into a file, nothing verified, no fsync; hashed,\n"
         "as the pin's digest needs it, it shows what SHA-256 costs where client and gateway share\n"
-        "the cores. The first open leases the key, verifies the pin's digest and makes the cache\n"
-        "entry durable.\n"
+        "the cores. The first open leases the key, verifies the pin's digest and begins to make\n"
+        "the cache entry durable.\n"
         "\n" + table(("candidate", "median", "spread", "MiB/s", "ratio of throughput"), rows)
     )
 

@@ -17,6 +17,7 @@ from typing import BinaryIO
 import pytest
 from modelkms.cache import ArtifactCache
 from modelkms.errors import ArtifactMismatch, CacheUnsafe, LocalDiskError, LocalDiskFull
+from modelkms.folders import try_lock
 
 from tests.support.sdk_artifacts import NoiseArtifact, noise_artifact
 
@@ -424,6 +425,93 @@ def test_f52_a_failing_fsync_or_rename_leaves_no_entry(
         with pytest.raises(LocalDiskError, match="Input/output"):
             read(cache, artifact, Filler(artifact))
     assert entries(folder) == set()
+
+
+@pytest.fixture
+def slow_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """`fsync` waits for the event; every entry is large enough not to be waited for."""
+    written, fsync = threading.Event(), os.fsync
+
+    def late(descriptor: int) -> None:
+        assert written.wait(60)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", late)
+    monkeypatch.setattr("modelkms.cache._BEHIND_BYTES", 1000)
+    yield written
+    written.set()
+
+
+def test_an_artifact_is_given_before_its_entry_is_durable(
+    cache: ArtifactCache, folder: Path, slow_disk: threading.Event
+) -> None:
+    artifact = noise_artifact()
+    with cache.get_or_fill(
+        artifact.artifact_id, artifact.pin, Filler(artifact), durable=False
+    ) as file:
+        assert file.read() == artifact.content
+        assert entries(folder) == {f"{artifact.artifact_id}.partial"}
+        elsewhere = ArtifactCache(folder, 1 << 30)
+        assert elsewhere.get(artifact.artifact_id, artifact.pin) is None
+        with try_lock(folder / f"{artifact.artifact_id}.lock") as held:
+            assert not held  # nobody else fills it meanwhile
+        slow_disk.set()
+        cache.settle()
+        assert entries(folder) == {artifact.artifact_id}
+        with try_lock(folder / f"{artifact.artifact_id}.lock") as held:
+            assert held
+    assert read(cache, artifact, never) == artifact.content
+
+
+def test_f54_what_comes_behind_is_whole_or_nothing(
+    cache: ArtifactCache, folder: Path, slow_disk: threading.Event
+) -> None:
+    """An artifact that is dropped as damaged while it becomes an entry does not come back."""
+    artifact = noise_artifact()
+    cache.get_or_fill(artifact.artifact_id, artifact.pin, Filler(artifact), durable=False).close()
+    dropping = threading.Thread(target=cache.drop, args=[artifact.artifact_id])
+    dropping.start()
+    slow_disk.set()
+    dropping.join()
+    cache.settle()
+    assert entries(folder) == set()
+
+
+@pytest.mark.parametrize("function", ["fsync", "rename"])
+def test_f52_what_cannot_become_an_entry_behind_is_read_all_the_same(
+    cache: ArtifactCache,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    function: str,
+) -> None:
+    artifact = noise_artifact()
+
+    def fail(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("modelkms.cache._BEHIND_BYTES", 1000)
+    with monkeypatch.context() as patch:
+        patch.setattr(os if function == "fsync" else Path, function, fail)
+        file = cache.get_or_fill(
+            artifact.artifact_id, artifact.pin, Filler(artifact), durable=False
+        )
+        cache.settle()
+    with file:
+        assert file.read() == artifact.content
+    assert entries(folder) == set()
+    assert ["Input/output" in record.message for record in caplog.records] == [True]
+    assert read(cache, artifact, Filler(artifact)) == artifact.content
+
+
+def test_small_entries_are_durable_at_once(
+    cache: ArtifactCache, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact, synced = noise_artifact(), list[int]()
+    monkeypatch.setattr(os, "fsync", synced.append)
+    cache.get_or_fill(artifact.artifact_id, artifact.pin, Filler(artifact), durable=False).close()
+    assert synced
+    assert entries(folder) == {artifact.artifact_id}
 
 
 def test_the_longest_unused_entries_go_first(folder: Path) -> None:
