@@ -73,12 +73,19 @@ demo: setup ## the whole story on real parts: OpenBao, the service, two models, 
 dev: setup ## the development stack, kept in .modelkms-dev (Ctrl-C stops it)
 	@$(BIN)/modelkms-server dev
 
+# Times in the archives are the commit's: the same commit gives the same bytes.
+export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 1577836800)
+
 .PHONY: dist
 dist: setup ## wheels and source distributions of the three distributions, into dist/
 	rm -rf dist
 	for tree in protos client .; do \
 		$(BIN)/python -m build --no-isolation --outdir dist $$tree || exit 1; \
 	done
+
+.PHONY: release
+release: dist sbom ## dist and sbom, and their checksums, which are what is signed (docs/guides/releases.md)
+	cd dist && sha256sum *.whl *.tar.gz *.cdx.json > SHA256SUMS
 
 .PHONY: sbom
 sbom: setup ## what the service's image holds besides ours, as CycloneDX, into dist/

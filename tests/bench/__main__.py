@@ -51,6 +51,8 @@ def main() -> int:
         sys.stdout.flush()
         if not options.no_write:
             _write(measured)
+            if name == "sizing":
+                sizing.write_guide(measured[name])
     return 0
 
 

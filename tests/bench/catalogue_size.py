@@ -78,7 +78,7 @@ def _costs(kind: str, url: str, count: int) -> dict[str, float]:
         with database.write() as tx:
             tx.projects.insert(Project(_MODEL.parent, "modelkms-demo", _NOW))
             tx.models.insert(Model(_MODEL, _NOW))
-        _fill(kind, url, count)
+        fill(kind, url, count)
         return _measured(database, count)
     finally:
         database.close()
@@ -137,7 +137,7 @@ def _median_ms(work: Callable[[], None], rounds: int) -> float:
     return statistics.median(seconds) * 1000
 
 
-def _fill(kind: str, url: str, count: int) -> None:
+def fill(kind: str, url: str, count: int) -> None:
     transactions = transactions_of(url, EngineOptions(connections=1, statement_timeout_s=600.0))
     statement = _FILL.format(
         numbers=_NUMBERS[kind].format(count=count), hex=_HEX[kind], pin=_PIN[kind]

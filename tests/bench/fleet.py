@@ -26,10 +26,10 @@ def run(folder: Path, clients: int) -> str:
     """The table as Markdown."""
     with DevelopmentStack(folder / "stack") as stack:
         publish_small_model(stack, folder)
-        folders = _identities(stack, folder / "fleet", clients)
+        folders = identities(stack, folder / "fleet", clients)
         stack.restart_service()  # with no key in memory
         before = _unwraps(stack)
-        leased = _cold_start(stack, folders)
+        leased = cold_start(stack, folders)
         unwraps = _unwraps(stack) - before
         told_s = _revoke(stack, folders, [each["lease"] for each in leased])
     key_s = sorted(each["seconds"] for each in leased)
@@ -55,7 +55,7 @@ def _percentiles(ordered: list[float]) -> list[str]:
     return [f"{ordered[round(last * share)]:.2f}" for share in (0.5, 0.99, 1.0)]
 
 
-def _identities(stack: DevelopmentStack, folder: Path, clients: int) -> list[str]:
+def identities(stack: DevelopmentStack, folder: Path, clients: int) -> list[str]:
     """A certificate of `reader` and a TLS key of its own for each."""
     authority = DevelopmentAuthority(stack.paths.root / "authority")
     folders = []
@@ -67,7 +67,7 @@ def _identities(stack: DevelopmentStack, folder: Path, clients: int) -> list[str
     return folders
 
 
-def _cold_start(stack: DevelopmentStack, folders: list[str]) -> list[dict[str, Any]]:
+def cold_start(stack: DevelopmentStack, folders: list[str]) -> list[dict[str, Any]]:
     ca_file = str(stack.paths.root / "authority" / "ca.pem")
     wishes = {"port": stack.grpc_port, "model": _MODEL, "folders": folders, "ca_file": ca_file}
     done = subprocess.run(

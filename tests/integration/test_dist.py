@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -13,6 +16,7 @@ import pytest
 from tests.support.tools import REPOSITORY, uv_binary
 
 VERSION = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["version"]
+EPOCH = "1790000000"
 TREES = {
     "modelkms_api": REPOSITORY / "protos",
     "modelkms": REPOSITORY / "client",
@@ -102,6 +106,58 @@ def test_the_wheels_are_typed_licensed_and_whole(installed: Path) -> None:
         assert sources(site / name) == (expected | beside if name == "kms_service" else expected)
 
 
+@pytest.mark.faults
+def test_another_machine_builds_the_same_bytes(dist: Path, tmp_path: Path) -> None:
+    """From a copy of what is committed or about to be, elsewhere: other times, modes, time zone."""
+    tree = tmp_path / "elsewhere"
+    listed = run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=REPOSITORY
+    ).splitlines()
+    for name in listed:
+        if (REPOSITORY / name).is_file():
+            target = tree / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes((REPOSITORY / name).read_bytes())
+            target.chmod(0o600 | (REPOSITORY / name).stat().st_mode & 0o100)
+    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path / "dist")]
+    for source in TREES.values():
+        run([*build, str(tree / source.relative_to(REPOSITORY))], TZ="Asia/Tokyo")
+    built = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files_of(dist)}
+    again = files_of(tmp_path / "dist")
+    assert {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in again} == built
+
+
+def files_of(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.suffix in (".whl", ".gz")]
+
+
+def test_a_release_can_be_signed_and_checked_as_the_guide_says(dist: Path, tmp_path: Path) -> None:
+    shutil.copytree(dist, tmp_path / "dist")
+    recipe = re.search(
+        r"^release: .*\n\t(.*)$", (REPOSITORY / "Makefile").read_text(), re.MULTILINE
+    )
+    assert recipe is not None
+    (tmp_path / "dist" / "modelkms-server.cdx.json").write_text("{}")
+
+    def sh(text: str) -> subprocess.CompletedProcess[str]:
+        command = ["/bin/sh", "-euc", text]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    assert sh(recipe[1]).returncode == 0
+    guide = (REPOSITORY / "docs" / "guides" / "releases.md").read_text()
+    make_key, publish, sign, check = re.findall(r"^```sh\n(.*?)^```$", guide, re.M | re.S)
+    for frame in (make_key, publish, sign, check):
+        done = sh(frame)
+        assert done.returncode == 0, frame + done.stdout + done.stderr
+    assert 'Good "modelkms-release" signature' in done.stdout
+    assert done.stdout.count(": OK") == 2 * len(TREES) + 1
+    # A file that was changed, and then sums that were made to fit it.
+    (tmp_path / "dist" / "modelkms-server.cdx.json").write_text("{ }")
+    assert sh(check).returncode != 0
+    sh(recipe[1])
+    assert sh(check).returncode != 0
+
+
 def sources(package: Path) -> set[Path]:
     """Every file of a package but compiled ones."""
     return {
@@ -111,11 +167,17 @@ def sources(package: Path) -> set[Path]:
     }
 
 
-def run(command: list[str], cwd: Path | None = None) -> str:
+def run(command: list[str], cwd: Path | None = None, **variables: str) -> str:
     """Standard output; a failing command fails the test with what it said."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
     done = subprocess.run(
-        command, cwd=cwd, env=clean, capture_output=True, text=True, check=False, timeout=170
+        command,
+        cwd=cwd,
+        env={**clean, "SOURCE_DATE_EPOCH": EPOCH, **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=170,
     )
     assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
     return done.stdout

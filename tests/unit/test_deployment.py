@@ -199,3 +199,20 @@ def test_the_example_configuration_can_be_loaded_and_keeps_state_where_the_unit_
 @pytest.mark.parametrize("program", ["systemd-analyze"])
 def test_tools_of_the_machine_are_there(program: str) -> None:
     assert shutil.which(program), f"no {program}; run: .ci/run --install-only"
+
+
+# --- sizing ---------------------------------------------------------------------------------------
+
+
+def test_the_sizing_table_of_the_guide_is_the_one_that_was_measured() -> None:
+    """`make bench` writes both."""
+    results = (REPOSITORY / "tests" / "bench" / "RESULTS.md").read_text()
+    measured = results.partition("<!-- section: sizing -->")[2].partition("<!-- section")[0]
+    guide = (REPOSITORY / "docs" / "guides" / "operations.md").read_text()
+    shown = guide.partition("<!-- sizing -->\n")[2].partition("<!-- /sizing -->")[0]
+    rows = [line for line in measured.splitlines() if line.startswith("|")]
+    assert shown.splitlines() == rows
+    grows_with = {"a client", "a watching client", "a lease", "a version"}
+    for what in grows_with:
+        assert any(what in row for row in rows), what
+    assert any("leases a second, one core" in row for row in rows)
