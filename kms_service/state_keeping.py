@@ -95,6 +95,9 @@ def verify_rows(
         reading = Reading(audit or settings.audit.folder)
         recorded = recorded_states(_records(reading))
         report = parts.verify(recorded, withhold=withhold, keys=keys)
+        if withhold and parts.recount():
+            parts.record("DataKeysRecounted")
+            tell("counts", "of data keys were not what the database holds: counted anew")
     return report, [chain.summary for chain in reading.verification.chains if chain.fault]
 
 
@@ -145,6 +148,10 @@ class _Parts:
     def put_back(self, backups: Iterable[Backup]) -> int:
         """See `backup_registry.put_back`."""
         return put_back(self._database, backups)
+
+    def recount(self) -> bool:
+        """See `SqlDatabase.recount_keys`."""
+        return self._database.recount_keys()
 
     def record(self, event: str, **details: str) -> None:
         self._audit.append(

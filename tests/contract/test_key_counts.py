@@ -97,6 +97,9 @@ def test_old_versions_are_not_given_up_on_the_strength_of_counts_that_were_kept(
     with filled.read() as tx:
         assert tx.versions.count_by_master_key_version(DEMO) == {}
         assert tx.versions.count_under_master_key("modelkms-demo") == {1: _KEYS}
+    assert filled.recount_keys()
+    assert not filled.recount_keys()
+    assert_exact(transactions)
 
 
 def test_a_rewrap_touches_no_index(

@@ -24,19 +24,44 @@ _FOLD = text(
     """
 )
 
+_LOCK_POSTGRESQL = text("LOCK TABLE versions IN SHARE MODE")  # readers go on, writers wait
+_COUNT_ANEW = text(
+    """
+    INSERT INTO key_counts (project, master_key_version, part, data_keys)
+    SELECT project, master_key_version, 0, count(*) FROM versions
+    GROUP BY project, master_key_version
+    """
+)
+
 
 def counts_of_project(connection: Connection, project: ProjectName) -> dict[int, int]:
     """Data keys by master-key version; versions without any are left out."""
-    total: ColumnElement[Any] = func.sum(_COUNTS.c.data_keys)
-    rows = connection.execute(
-        select(_COUNTS.c.master_key_version, total)
-        .where(_COUNTS.c.project == project.project, _COUNTS.c.master_key_version > _NOTHING)
-        .group_by(_COUNTS.c.master_key_version)
-        .having(total != 0)
+    counts = _counts(
+        connection, _COUNTS.c.project == project.project, _COUNTS.c.master_key_version > _NOTHING
     )
-    return {int(version): int(keys) for version, keys in rows}
+    return {version: keys for (_, version), keys in counts.items()}
 
 
 def fold(connection: Connection) -> None:
     """Add up what each transaction on PostgreSQL wrote a row of its own for (part: its id)."""
     connection.execute(_FOLD)
+
+
+def recount(connection: Connection) -> bool:
+    """Count row by row, and keep that; whether the counts that were kept were others. They are
+    after rows were put back by something that runs no triggers."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(_LOCK_POSTGRESQL)
+    before = _counts(connection)
+    connection.execute(_COUNTS.delete())
+    connection.execute(_COUNT_ANEW)
+    return _counts(connection) != before
+
+
+def _counts(connection: Connection, *conditions: ColumnElement[bool]) -> dict[tuple[str, int], int]:
+    total: ColumnElement[Any] = func.sum(_COUNTS.c.data_keys)
+    columns = _COUNTS.c.project, _COUNTS.c.master_key_version
+    rows = connection.execute(
+        select(*columns, total).where(*conditions).group_by(*columns).having(total != 0)
+    )
+    return {(project, version): int(keys) for project, version, keys in rows}

@@ -22,7 +22,7 @@ from kms_service.adapters.database.catalogue_tables import (
 from kms_service.adapters.database.decision_table import SqlDecisionTable
 from kms_service.adapters.database.ended_lease_table import SqlEndedLeaseTable
 from kms_service.adapters.database.engine import POSTGRESQL, EngineOptions, transactions_of
-from kms_service.adapters.database.key_counts import fold
+from kms_service.adapters.database.key_counts import fold, recount
 from kms_service.adapters.database.lease_table import SqlLeaseTable
 from kms_service.adapters.database.migrate import SchemaState, schema_state_of
 from kms_service.adapters.database.rewraps import SqlRewraps
@@ -216,6 +216,15 @@ class SqlDatabase:
         if self._shared:
             with self._transactions.locking() as connection:
                 fold(connection)
+
+    def recount_keys(self) -> bool:
+        """See `key_counts.recount`. Writers wait meanwhile.
+
+        Raises:
+            StateUnavailable, StateCorrupt.
+        """
+        with self._transactions.locking() as connection:
+            return recount(connection)
 
     def reach_milestone(self, name: str, details: str, now: datetime) -> str:
         """Record that something happened that happens once, unless it is recorded already; the
