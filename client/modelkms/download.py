@@ -23,7 +23,7 @@ from modelkms.errors import (
     LocalDiskFull,
     VersionNotFinalized,
 )
-from modelkms.folders import local_error
+from modelkms.folders import local_error, reserve
 from modelkms.linked import LinkedObject, ObjectChanged
 from modelkms.memory_file import available_memory
 from modelkms.pins import HEAD_BYTES, check_head
@@ -168,6 +168,7 @@ class _Download:
         for _ in range(1 + _RESTARTS):
             digest = ParallelDigest()
             in_parts = self._take_up(file, digest)
+            reserve(file.fileno(), file.tell(), self._pin.length_bytes - file.tell())
             try:
                 in_parts |= self._ranges(file, digest) if self._link else self._stream(file, digest)
             except ObjectChanged:

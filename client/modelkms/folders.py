@@ -17,6 +17,7 @@ from modelkms.errors import CacheUnsafe, LocalDiskError, LocalDiskFull, ModelKms
 from modelkms.libc import libc
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FALLOC_FL_KEEP_SIZE = 1  # linux/falloc.h
 _SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h
 
 
@@ -156,6 +157,22 @@ def start_writing_back(descriptor: int, offset: int, length: int) -> None:
     if sys.platform == "linux":
         begin, count = ctypes.c_int64(offset), ctypes.c_int64(length)
         libc().sync_file_range(descriptor, begin, count, _SYNC_FILE_RANGE_WRITE)
+
+
+def reserve(descriptor: int, offset: int, length: int) -> None:
+    """Have blocks set aside for a part of a file that is about to be written; its size stays as it
+    is. Writing takes a quarter less time then (ADR 0007), and a full disk shows before the work.
+
+    Raises:
+        OSError: there is no room. Whatever else may be in the way, `write` has to tell.
+    """
+    if sys.platform != "linux" or length <= 0:
+        return
+    begin, count = ctypes.c_int64(offset), ctypes.c_int64(length)
+    if libc().fallocate(descriptor, _FALLOC_FL_KEEP_SIZE, begin, count) != 0:
+        number = ctypes.get_errno()
+        if number in _FULL:
+            raise OSError(number, os.strerror(number))
 
 
 def write_all(descriptor: int, data: bytes | memoryview) -> None:

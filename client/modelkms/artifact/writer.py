@@ -33,6 +33,7 @@ from modelkms.artifact.reader import ArtifactReader
 from modelkms.artifact.source import look_at
 from modelkms.artifact.source_reader import SourceReader, Stopped
 from modelkms.errors import ArtifactCorrupt
+from modelkms.folders import reserve
 
 
 class Sink(Protocol):
@@ -202,6 +203,7 @@ class _Encryption:
 
     def run(self) -> None:
         """Write the artifact: clear part, FLOE header, segments."""
+        self._target.begin(len(self._head) + self._body.body_bytes)
         head = memoryview(self._head)
         self._target.write(0, head)
         self._digest.add(0, head)
@@ -272,6 +274,7 @@ class _Target(Protocol):
 
     threads: int
 
+    def begin(self, length_bytes: int) -> None: ...
     def write(self, offset: int, data: memoryview) -> None: ...
     def finish(self, length_bytes: int) -> None: ...
 
@@ -295,6 +298,9 @@ class _File:
         self._file = file
         self._start = file.tell()
 
+    def begin(self, length_bytes: int) -> None:
+        reserve(self._file.fileno(), self._start, length_bytes)
+
     def write(self, offset: int, data: memoryview) -> None:
         write_at(self._file.fileno(), self._start + offset, data)
 
@@ -309,6 +315,9 @@ class _Stream:
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
+
+    def begin(self, length_bytes: int) -> None:
+        pass
 
     def write(self, _offset: int, data: memoryview) -> None:
         while data:  # a raw file may take less at once
