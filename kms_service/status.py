@@ -24,6 +24,19 @@ from kms_service.telemetry.metrics_server import Page, Pages
 
 RUNBOOKS = "docs/runbooks"
 _CHECKPOINTS_MISSED = 5
+_LIFE_LEFT = 0.25
+"""Of the server certificate's life, as the alert has it."""
+_TOKEN_S = 300.0
+"""The Vault token is renewed long before; as the alert has it."""
+_TOLD = (
+    "modelkms_policies_current",
+    "modelkms_break_glass_policies",
+    "modelkms_tls_last_reload_ok",
+    "modelkms_certificate_issued_timestamp_seconds",
+    "modelkms_certificate_expiry_timestamp_seconds",
+    "modelkms_issuer_keys_current",
+    "modelkms_vault_token_ttl_seconds",
+)
 
 
 class AuditState(Protocol):
@@ -118,11 +131,40 @@ class Status:
             yield _trouble("audit log cannot be written", "audit-failing", "AUDIT_UNAVAILABLE")
         if self._checkpoints_missed():
             yield _trouble("no audit checkpoint shipped", "checkpoints-stale", since=self._since())
-        values = self._values("modelkms_policies_current", "modelkms_tls_last_reload_ok")
+        yield from self._told_by_metrics()
+
+    def _told_by_metrics(self) -> Iterator[Trouble]:
+        """What the alerts are told by, so that both say the same."""
+        values = self._values(*_TOLD)
         if not values.get("modelkms_policies_current", 1):
             yield _trouble("policy files refused, last good set in force", "policy-refused")
+        if values.get("modelkms_break_glass_policies", 0):
+            yield _trouble("somebody administers by break-glass", "glass-broken")
         if not values.get("modelkms_tls_last_reload_ok", 1):
             yield _trouble("TLS files unusable, last good ones in use", "tls-reload-refused")
+        issued = values.get("modelkms_certificate_issued_timestamp_seconds", 0.0)
+        expiry = values.get("modelkms_certificate_expiry_timestamp_seconds", 0.0)
+        left_s = expiry - self._now().timestamp()
+        if expiry and left_s < _LIFE_LEFT * (expiry - issued):
+            lasts = f"ends in {_lasted(timedelta(seconds=left_s))}" if left_s > 0 else "has ended"
+            yield _trouble(f"server certificate {lasts}", "certificate-expiring")
+        if not values.get("modelkms_issuer_keys_current", 1):
+            yield _trouble("keys of a token issuer cannot be fetched", "issuer-keys-stale")
+        token_s = values.get("modelkms_vault_token_ttl_seconds", _TOKEN_S)
+        if token_s < _TOKEN_S:
+            lasts = _lasted(timedelta(seconds=token_s))
+            yield _trouble(f"Vault token ends in {lasts}", "vault-token-expiring")
+        for project in self._projects_without_master_key():
+            yield _trouble(f"master key of {project} unusable", "master-key-unusable")
+
+    def _projects_without_master_key(self) -> list[str]:
+        families = self._metrics.registry.restricted_registry(["modelkms_master_key_usable"])
+        return [
+            sample.labels["project"]
+            for family in families.collect()
+            for sample in family.samples
+            if sample.name == "modelkms_master_key_usable" and not sample.value
+        ]
 
     def _checkpoints_missed(self) -> bool:
         if self._checkpoints is None:
@@ -172,6 +214,42 @@ def _of_dependency(state: DependencyState, reason: str) -> Trouble:
 
 def _trouble(what: str, page: str, reason: str = "", since: str = "") -> Trouble:
     return Trouble(what, since, reason, f"{RUNBOOKS}/{page}.md")
+
+
+def together(told: Mapping[str, bytes | None]) -> bytes:
+    """`/status` of several workers as that of one service.
+
+    Args:
+        told: by worker, what it answered; None: nothing. At least one did.
+    """
+    answers = [json.loads(body) for body in told.values() if body is not None]
+    missing = [worker for worker, body in told.items() if body is None]
+    troubles: dict[str, dict[str, str]] = {}
+    for trouble in (trouble for answer in answers for trouble in answer["troubles"]):
+        known = troubles.setdefault(trouble["what"], trouble)
+        if trouble["since"] and trouble["since"] < (known["since"] or trouble["since"]):
+            troubles[trouble["what"]] = trouble
+    lacking = [_trouble(f"worker {worker} does not answer", "worker-missing") for worker in missing]
+    found = [*troubles.values(), *map(asdict, lacking)]
+    audits = [answer["audit"] for answer in answers]
+    stopping = all(answer["state"] == "STOPPING" for answer in answers)
+    whole = {
+        **answers[0],
+        "state": "STOPPING" if stopping else "DEGRADED" if found else "SERVING",
+        "ready": any(answer["ready"] for answer in answers),
+        "started": min(answer["started"] for answer in answers),
+        "time": max(answer["time"] for answer in answers),
+        "troubles": found,
+        "leases_live": max(answer["leases_live"] for answer in answers),
+        "cached_keys": sum(answer["cached_keys"] for answer in answers),
+        "cached_keys_until": max(answer["cached_keys_until"] for answer in answers),
+        "audit": {
+            "chain": " ".join(audit["chain"] for audit in audits),
+            "records": sum(audit["records"] for audit in audits),
+            "checkpoint": min(audit["checkpoint"] for audit in audits),
+        },
+    }
+    return json.dumps(whole, indent=1).encode() + b"\n"
 
 
 def summary(facts: Mapping[str, Any]) -> str:

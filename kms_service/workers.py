@@ -25,6 +25,7 @@ from queue import Empty, SimpleQueue
 from kms_service.config import ENVIRONMENT_PREFIX, Config
 from kms_service.domain.errors import ConfigurationError
 from kms_service.serving import received_signals
+from kms_service.status import together
 from kms_service.telemetry.listening import cannot_listen
 from kms_service.telemetry.logging import get_logger
 from kms_service.telemetry.metrics_server import MetricsServer
@@ -87,7 +88,7 @@ def serve_by_workers(config: Config, config_file: Path, count: int) -> None:
         sockets = {str(worker.number): worker.metrics_socket for worker in workers}
         host, _, port = config.metrics.listen.rpartition(":")
         metrics = MetricsServer(
-            (host.strip("[]"), int(port)), merged_registry(sockets), pages_of(sockets)
+            (host.strip("[]"), int(port)), merged_registry(sockets), pages_of(sockets, together)
         )
         metrics.start()
         try:

@@ -39,11 +39,26 @@ def merged_registry(sockets: Mapping[str, Path]) -> CollectorRegistry:
     return registry
 
 
-def pages_of(sockets: Mapping[str, Path]) -> Pages:
-    """The workers' other pages: what the first of them answers with 200, else the last answer."""
+def pages_of(
+    sockets: Mapping[str, Path], together: Callable[[Mapping[str, bytes | None]], bytes]
+) -> Pages:
+    """The workers' other pages. Ready is who has one that is; status is that of all.
+
+    Args:
+        together: makes one status of what each worker told (None: it does not answer).
+    """
+
+    def status() -> Page:
+        answers = {worker: _get(worker, path, "/status") for worker, path in sockets.items()}
+        if not any(answers.values()):
+            return Page(503, b"no worker answers\n")
+        told = {worker: page.body if page else None for worker, page in answers.items()}
+        return Page(200, together(told), "application/json")
+
     return {
         "/livez": lambda: Page(200, b"ok\n"),
-        **{path: _first_good(sockets, path) for path in ("/readyz", "/status")},
+        "/readyz": _first_good(sockets, "/readyz"),
+        "/status": status,
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -92,8 +93,21 @@ def test_told_to_people(world: SdkWorld, tmp_path: Path, capfd: pytest.CaptureFi
 
 def test_a_stranger_sees_nothing(examine: Examine) -> None:
     examined = examine("stranger")
-    assert examined.code in (0, 3)
-    assert [check["status"] for check in examined.of("policy")] != ["ok"]
+    assert (examined.code, examined.failed()) == (3, ["policy"])
+    (told,) = examined.of("policy")
+    assert re.search(r"\(decision [0-9a-f]{32}\)$", told["message"])
+
+
+def test_the_watch_port_is_tried_too(world: SdkWorld, examine: Examine) -> None:
+    examined = examine("reader", watch_endpoint=f"localhost:{world.server.port}")
+    assert [check["status"] for check in examined.of("watch")] == ["ok"]
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    examined = examine("reader", watch_endpoint=f"localhost:{port}")
+    (told,) = examined.of("watch")
+    assert (examined.code, told["status"]) == (0, "warning")
+    assert f"nothing listens at localhost:{port}" in told["message"]
+    assert examine("reader").of("watch") == []
 
 
 def test_no_profile(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -60,6 +60,13 @@ def test_workers_share_the_port_and_outlive_each_other(
     served = _until_both_served(service)
     assert all(count > 0 for count in served.values())
 
+    with urllib.request.urlopen(
+        f"http://127.0.0.1:{service.metrics_port}/status", timeout=TIMEOUT_S
+    ) as answer:
+        status = json.load(answer)
+    assert (status["state"], status["troubles"]) == ("SERVING", [])
+    assert [chain[-2:] for chain in status["audit"]["chain"].split()] == ["-0", "-1"]
+
     cores = {_core_of(pid) for pid in _workers(service)}
     assert len(cores) == min(2, len(os.sched_getaffinity(0)))
 

@@ -15,7 +15,8 @@ from kms_service.audit_checkpoints import AuditCheckpoints
 from kms_service.domain.audit import ChainHead
 from kms_service.domain.errors import StateUnavailable, VaultSealed, VaultUnavailable
 from kms_service.rpc.health import Readiness
-from kms_service.status import RUNBOOKS, Status, summary
+from kms_service.status import RUNBOOKS, Status, summary, together
+from kms_service.telemetry.master_key_metrics import MasterKeyReading
 from kms_service.telemetry.metrics import Metrics
 from tests.support.tools import REPOSITORY
 
@@ -120,9 +121,42 @@ def no_checkpoints(parts: Parts) -> None:
     parts.ahead = timedelta(minutes=6)
 
 
+def glass_broken(parts: Parts) -> None:
+    parts.metrics.break_glass.set(1)
+
+
+def certificate_nearly_over(parts: Parts) -> None:
+    now = datetime.now(UTC)
+    parts.metrics.certificate(now - timedelta(days=80), now + timedelta(days=10, minutes=1))
+
+
+def certificate_over(parts: Parts) -> None:
+    now = datetime.now(UTC)
+    parts.metrics.certificate(now - timedelta(days=80), now - timedelta(days=1))
+
+
+def issuer_away(parts: Parts) -> None:
+    parts.metrics.issuer_keys_current.set(0)
+
+
+def token_nearly_over(parts: Parts) -> None:
+    parts.metrics.observe_gauge("modelkms_vault_token_ttl_seconds", "", lambda: 290.0)
+
+
+def master_key_gone(parts: Parts) -> None:
+    parts.metrics.master_keys.put("camera", MasterKeyReading(usable=False))
+    parts.metrics.master_keys.put("fine", MasterKeyReading(usable=True))
+
+
 @pytest.mark.parametrize(
     ("harm", "told"),
     [
+        (glass_broken, "somebody administers by break-glass"),
+        (certificate_nearly_over, "server certificate ends in 240 h"),
+        (certificate_over, "server certificate has ended"),
+        (issuer_away, "keys of a token issuer cannot be fetched"),
+        (token_nearly_over, "Vault token ends in 4 min"),
+        (master_key_gone, "master key of camera unusable"),
         (sealed, "vault sealed"),
         (no_database, "database unreachable"),
         (audit_fails, "audit log cannot be written"),
@@ -141,6 +175,26 @@ def test_each_trouble_is_told_with_a_page_that_is_there(
     assert summary(facts).startswith(f"DEGRADED {told}")
     assert trouble["runbook"].startswith(RUNBOOKS)
     assert (REPOSITORY / trouble["runbook"]).is_file()
+
+
+def test_several_workers_are_told_as_one_service(parts: Parts) -> None:
+    parts.readiness.probe()
+    well = parts.status.pages()["/status"]().body
+    assert json.loads(together({"0": well, "1": well}))["state"] == "SERVING"
+    parts.broken["vault"] = VaultUnavailable()
+    parts.readiness.probe()
+    worse = parts.status.pages()["/status"]().body
+    parts.failing = True
+    worst = parts.status.pages()["/status"]().body
+    facts = json.loads(together({"0": well, "1": worse, "2": worst, "3": None}))
+    assert (facts["state"], facts["ready"], facts["cached_keys"]) == ("DEGRADED", True, 9)
+    assert [trouble["what"] for trouble in facts["troubles"]] == [
+        "vault unreachable",
+        "audit log cannot be written",
+        "worker 3 does not answer",
+    ]
+    assert facts["audit"]["records"] == 21
+    assert summary(facts).endswith("runbook docs/runbooks/worker-missing.md")
 
 
 def test_f64_a_service_that_stops_is_not_ready(parts: Parts) -> None:

@@ -81,6 +81,8 @@ class Examination:
             yield finding
         if reached:
             yield from self._service(profile)
+            if profile.watch_endpoint is not None:
+                yield _watch(profile, identity)
         if profile.vault is not None:
             yield _vault(profile)
 
@@ -247,6 +249,22 @@ def _endpoint(profile: Profile, identity: ClientIdentity) -> Iterator[Finding]:
     )
 
 
+def _watch(profile: Profile, identity: ClientIdentity) -> Finding:
+    """Where ends of leases are told. Without it they are asked for, so it is no failure."""
+    there = profile.model_copy(update={"endpoint": profile.watch_endpoint})
+    try:
+        _, version = _handshake(there, identity)
+    except OSError:
+        return Finding(
+            "watch",
+            "warning",
+            f"{there.target}: {why_unreachable(there, identity, _TIMEOUT_S).message}",
+            "open models learn only with their next renewal, or when they ask, that a lease was "
+            "ended: let this machine reach watch_endpoint",
+        )
+    return Finding("watch", "ok", f"{there.target} takes connections ({version})")
+
+
 def _handshake(profile: Profile, identity: ClientIdentity) -> tuple[x509.Certificate, str]:
     """The service's certificate and the TLS version, once it has taken ours.
 
@@ -291,7 +309,8 @@ def _policy(client: Client, profile: Profile) -> Iterator[Finding]:
             "push one, or ask the security team whether policy lets this identity read",
         )
         return
-    yield Finding("policy", "ok", f"may list project {profile.project}: {len(models)} models")
+    counted = f"{len(models):,} model" + ("s" if len(models) != 1 else "")
+    yield Finding("policy", "ok", f"may list project {profile.project}: {counted}")
     yield from _resolve(client, models[0].reference)
     newest = max((model.create_time for model in models if model.create_time), default=None)
     now = datetime.now(UTC)
@@ -335,4 +354,7 @@ def _vault(profile: Profile) -> Finding:
 
 
 def _failure(check: str, error: ModelKmsError) -> Finding:
-    return Finding(check, "failed", error.message, error.hint or "", error.exit_code)
+    """With the decision id, if there is one: it is what the security team wants to hear."""
+    decision = error.metadata.get("decision_id", "")
+    message = f"{error.message} (decision {decision})" if decision else error.message
+    return Finding(check, "failed", message, error.hint or "", error.exit_code)
