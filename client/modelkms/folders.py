@@ -108,6 +108,7 @@ def try_lock(path: Path) -> Iterator[bool]:
     except FileNotFoundError:  # the folder went away
         yield False
         return
+    process = os.getpid()
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -116,6 +117,10 @@ def try_lock(path: Path) -> Iterator[bool]:
             held = False
         yield held
     finally:
+        # Said, not left to closing: a process that was forked meanwhile has the file open too. That
+        # one must not say it.
+        if os.getpid() == process:
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
 
 
