@@ -9,7 +9,11 @@ from typing import Any
 
 import pytest
 import yaml
+from modelkms.cli.__main__ import _app as client_app
+from typer.main import get_command
 
+from kms_service.__main__ import app as server_app
+from kms_service.rpc.error_table import INTERNAL_REASON, reasons
 from tests.support.tools import REPOSITORY, prometheus_program
 
 FOLDER = REPOSITORY / "deploy" / "prometheus"
@@ -94,18 +98,41 @@ def test_each_alert_says_whom_it_wakes_and_where_help_is() -> None:
 
 
 def test_runbooks_name_commands_that_exist() -> None:
-    """`modelkms-server …` and `modelkms …` in runbooks are commands of ours."""
-    help_of: dict[str, str] = {}
+    """Every word of `modelkms admin master-key status …` up to the first argument."""
+    roots = {"modelkms": get_command(client_app()), "modelkms-server": get_command(server_app)}
+    named = 0
     for page in RUNBOOKS.glob("*.md"):
-        for program, command in re.findall(
-            r"`(modelkms-server|modelkms) ([a-z-]+)", page.read_text()
+        for program, line in re.findall(
+            r"(?:`| {6})(modelkms-server|modelkms) ([a-z-][^`\n]*)", page.read_text()
         ):
-            if program not in help_of:
-                help_of[program] = subprocess.run(
-                    [REPOSITORY / ".venv" / "bin" / program, "--help"],
-                    capture_output=True,
-                    text=True,
-                    check=True,
-                    timeout=60,
-                ).stdout
-            assert re.search(rf"\b{command}\b", help_of[program]), f"{page.name}: {command}"
+            command: Any = roots[program]
+            words = re.sub(r"--profile \S+ ", "", line).split()
+            for word in words:
+                if not hasattr(command, "commands") or not re.fullmatch(r"[a-z-]+", word):
+                    break
+                assert word in command.commands, f"{page.name}: {program} {line}"
+                command = command.commands[word]
+            options = {option for each in command.params for option in each.opts}
+            asked = {word for word in words if word.startswith("--") and word != "--"}
+            assert asked <= options | {"--help"}, f"{page.name}: {program} {line}"
+            named += 1
+    assert named > 25
+
+
+def test_runbooks_name_metrics_and_reasons_that_exist() -> None:
+    metrics = (REPOSITORY / "docs" / "guides" / "metrics.md").read_text()
+    known = {*reasons(), INTERNAL_REASON}
+    for page in RUNBOOKS.glob("*.md"):
+        text = page.read_text()
+        for name in re.findall(r"\bmodelkms_[a-z_]+", text):
+            assert re.sub("_(bucket|sum|count)$", "", name) in metrics, f"{page.name}: {name}"
+        for reason in re.findall(r"`([A-Z]+_[A-Z_]+)`", text):
+            assert reason in known, f"{page.name}: {reason}"
+
+
+def test_pages_that_wake_somebody_say_what_to_type() -> None:
+    """At three in the morning nobody remembers a command."""
+    for name, rule in alerts().items():
+        text = (REPOSITORY / rule["annotations"]["runbook"]).read_text()
+        if rule["labels"]["severity"] == "page":
+            assert re.search(r"^ {4,6}\S", text, re.MULTILINE), name
