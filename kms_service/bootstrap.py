@@ -29,11 +29,10 @@ from modelkms_api.v1 import (
 
 from kms_service.adapters.cedar_questions import CedarPolicyQuestions
 from kms_service.adapters.clock import boottime_s
-from kms_service.adapters.measured import CountedAuditLog, TimedAuditLog, TimedDatabase, timed
+from kms_service.adapters.measured import CountedAuditLog, TimedDatabase, timed
 from kms_service.audit_checkpoints import AuditCheckpoints
 from kms_service.background import background_timers
 from kms_service.config import Config
-from kms_service.domain.ports import AuditLog
 from kms_service.observation import watch_audit, watch_transport, watch_vault
 from kms_service.parts import Adapters, note_signer, open_adapters, open_checkpoint_store, tls_files
 from kms_service.rpc.access_service import AccessServicer
@@ -155,7 +154,7 @@ def build(config: Config, *, worker_metrics: Path | None = None) -> Service:
     )
     health = HealthServicer()
     readiness = _readiness(health, adapters, metrics)
-    servicers = _servicers(config, adapters, audit, metrics)
+    servicers = _servicers(config, adapters, metrics)
     host, _, port = config.metrics.listen.rpartition(":")
     return Service(
         ServiceParts(
@@ -248,7 +247,7 @@ def _token_port(config: Config, listen: str | None, metrics: Metrics) -> TokenPo
 
 
 def _servicers(
-    config: Config, adapters: Adapters, audit: AuditLog, metrics: Metrics
+    config: Config, adapters: Adapters, metrics: Metrics
 ) -> dict[ServiceDescriptor, object]:
     clock, store, steps = adapters.clock, adapters.store, metrics.steps
     database = TimedDatabase(adapters.database, steps.step("database"))
@@ -258,7 +257,7 @@ def _servicers(
     gate = Gate(
         database=database,
         policy=JournaledPolicy(policy, adapters.journal),
-        audit=TimedAuditLog(audit, steps.step("audit")),
+        audit=CountedAuditLog(adapters.audit, metrics, steps.step("audit")),
         clock=clock,
     )
     return {

@@ -31,6 +31,7 @@ _NO_HASH = "0" * 64
 _SEGMENT_DIGITS = 20
 _HASH_MEMBER = b',"hash":"'
 _AFTER_HASH = b'","instance":'
+_JSON = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 _HEX_DIGITS = re.compile(rb"[0-9a-f]{64}")
 _SEQUENCE = re.compile(rb'"sequence":([1-9][0-9]{0,18}),"time":"')
 
@@ -171,4 +172,4 @@ def _digest(bound: bytes, previous: str) -> str:
 
 
 def _canonical(fields: Mapping[str, object]) -> bytes:
-    return json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
+    return _JSON.encode(fields).encode()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import secrets
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
@@ -104,7 +104,7 @@ class DecidingSet:
         """A decision of its own each time, of an answer that may be known."""
         answer = self._answer(request)
         return Decision(
-            id=secrets.token_hex(16),
+            id=os.urandom(16).hex(),
             permitted=answer.permitted,
             policies=answer.policies,
             lease_bounds=answer.lease_bounds,

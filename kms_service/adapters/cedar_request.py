@@ -33,13 +33,17 @@ def canonical(request: AccessRequest) -> CanonicalRequest:
         request.action,
         resource.project,
         resource.model,
-        tuple(sorted(resource.labels.items())),
+        _sorted(resource.labels),
         minute(request.time),
         around.source,
         around.suite,
         around.client_version,
-        tuple(sorted(around.attributes.items())),
+        _sorted(around.attributes),
     )
+
+
+def _sorted(values: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted(values.items())) if values else ()
 
 
 def minute(time: datetime) -> datetime:

@@ -112,44 +112,37 @@ class TimedDatabase:
 
 
 class CountedAuditLog:
-    """Counts what becomes durable and what does not."""
+    """Counts what becomes durable and what does not; times each record, from when it is handed
+    over until it is durable.
 
-    def __init__(self, log: AuditLog, metrics: Metrics) -> None:
+    Args:
+        step: None: not timed, for what serves no call.
+    """
+
+    def __init__(self, log: AuditLog, metrics: Metrics, step: Step | None = None) -> None:
         self._log = log
-        self._metrics = metrics
+        self._step = step
+        self._durable, self._failed = metrics.audit_records.inc, metrics.audit_failures.inc
 
     def append(self, record: AuditRecord) -> None:
+        began = time.perf_counter()
         try:
             self._log.append(record)
         except AuditUnavailable:
-            self._metrics.audit_failures.inc()
+            self._count(began, False)
             raise
-        self._metrics.audit_records.inc()
+        self._count(began, True)
 
     def append_soon(self, record: AuditRecord, done: Callable[[bool], object]) -> None:
-        def counted(durable: bool) -> None:
-            (self._metrics.audit_records if durable else self._metrics.audit_failures).inc()
-            done(durable)
-
-        self._log.append_soon(record, counted)
-
-
-class TimedAuditLog:
-    """Times each record, from when it is handed over until it is durable."""
-
-    def __init__(self, log: AuditLog, step: Step) -> None:
-        self._log = log
-        self._step = step
-
-    def append(self, record: AuditRecord) -> None:
-        with self._step:
-            self._log.append(record)
-
-    def append_soon(self, record: AuditRecord, done: Callable[[bool], object]) -> None:
-        began, step = time.perf_counter(), self._step
+        began = time.perf_counter()
 
         def known(durable: bool) -> None:
-            step.took(time.perf_counter() - began)
+            self._count(began, durable)
             done(durable)
 
         self._log.append_soon(record, known)
+
+    def _count(self, began: float, durable: bool) -> None:
+        (self._durable if durable else self._failed)()
+        if self._step is not None:
+            self._step.took(time.perf_counter() - began)

@@ -12,6 +12,7 @@ _UID_BYTES = 32
 _FORMAT = b"modelkms-data-key-v1"
 
 
+@lru_cache(maxsize=1024)
 def data_key_context(model: ModelName, version_uid: str) -> bytes:
     """Derivation context of a version's data key in Vault transit (DESIGN §6).
 

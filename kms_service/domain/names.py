@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Self
 
 from kms_service.domain.errors import InvalidField
@@ -168,6 +169,7 @@ Reference = AliasName | VersionName
 """What can be resolved: a model means its alias `stable`."""
 
 
+@lru_cache(maxsize=1024)
 def parse_reference(value: str, field: str = "name") -> Reference:
     """A model (its `stable`), alias or version name.
 

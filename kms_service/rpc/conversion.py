@@ -32,6 +32,9 @@ from kms_service.usecases.answers import ArtifactLocation, LeaseView, MasterKeyV
 
 MAX_TEXT_BYTES = 2048
 MAX_LEASE_NAMES = 1000
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_KEPT_MESSAGES = 256
 # --- in ------------------------------------------------------------------------------------------
 
 
@@ -149,17 +152,16 @@ def timestamp(time: datetime | None) -> Timestamp | None:
     """None stays None: an absent field."""
     if time is None:
         return None
-    message = Timestamp()
-    message.FromDatetime(time.astimezone(UTC).replace(tzinfo=None))
-    return message
+    seconds, microseconds = divmod((time - _EPOCH) // _MICROSECOND, 1_000_000)
+    return Timestamp(seconds=seconds, nanos=microseconds * 1000)
 
 
 def duration(delta: timedelta | None) -> Duration | None:
+    """Not of one below zero."""
     if delta is None:
         return None
-    message = Duration()
-    message.FromTimedelta(delta)
-    return message
+    seconds, microseconds = divmod(delta // _MICROSECOND, 1_000_000)
+    return Duration(seconds=seconds, nanos=microseconds * 1000)
 
 
 def project_message(project: Project) -> resources_pb2.Project:
@@ -198,6 +200,25 @@ def version_message(view: VersionView) -> resources_pb2.Version:
         artifact_id=version.artifact_id,
         destruction=_destruction_message(version.destruction),
     )
+
+
+class VersionMessages:
+    """Messages of versions that are told again and again, each made once while it stays true. Safe
+    to use from many threads; what is got from here is copied, not changed."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, tuple[VersionView, resources_pb2.Version]] = {}
+
+    def of(self, view: VersionView) -> resources_pb2.Version:
+        uid = view.version.uid
+        made = self._made.get(uid)
+        if made is not None and made[0] == view:
+            return made[1]
+        message = version_message(view)
+        if len(self._made) >= _KEPT_MESSAGES:
+            self._made.clear()
+        self._made[uid] = view, message
+        return message
 
 
 def _destruction_message(destruction: Destruction | None) -> resources_pb2.Destruction | None:

@@ -40,6 +40,7 @@ class KeyServicer:
         self._list_leases = list_leases
         self._own_leases = own_leases
         self._metrics = metrics
+        self._versions = conversion.VersionMessages()
 
     def lease_data_key(
         self, request: pb.LeaseDataKeyRequest, call: Call
@@ -55,7 +56,7 @@ class KeyServicer:
         self._metrics.leases_issued.inc()
         return pb.LeaseDataKeyResponse(
             lease=conversion.lease_message(leased.lease),
-            version=conversion.version_message(leased.version),
+            version=self._versions.of(leased.version),
             artifact=conversion.location_message(leased.artifact),
             data_key=conversion.data_key_message(leased.data_key),
             lease_duration=conversion.duration(leased.lease_duration),

@@ -7,8 +7,8 @@ them at every call (0.86 of the speed, DESIGN §6). Only this module ends calls 
 from __future__ import annotations
 
 import logging
+import os
 import re
-import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Never, ParamSpec, TypeVar
@@ -182,7 +182,7 @@ class Call:
     ) -> None:
         self._stopping = stopping
         self.span = span
-        self.id = secrets.token_hex(16)
+        self.id = os.urandom(16).hex()
         self.method = method
         self.context = context
         self._caller: Caller | None = None

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
@@ -150,12 +149,18 @@ class FairShare:
         self._running_of_instance: Counter[tuple[str, str]] = Counter()
         self._lock = threading.Lock()
 
-    @contextmanager
-    def turn(self, principal: Principal) -> Iterator[None]:
-        """One call of `principal`, from here to the end of the block.
+    def turn(self, principal: Principal) -> Turn:
+        """One call of `principal`, from the beginning of the block to its end.
 
         Raises:
             QuotaExceeded: as many run as may.
+        """
+        return Turn(self, principal)
+
+    def take(self, principal: Principal) -> None:
+        """
+        Raises:
+            QuotaExceeded.
         """
         who, instance = principal.id, (principal.id, principal.instance)
         with self._lock:
@@ -171,13 +176,29 @@ class FairShare:
                 raise QuotaExceeded
             self._running[who] = running + 1
             self._running_of_instance[instance] += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._running[who] -= 1
-                self._running_of_instance[instance] -= 1
-                if not self._running[who]:
-                    del self._running[who]
-                if not self._running_of_instance[instance]:
-                    del self._running_of_instance[instance]
+
+    def give_back(self, principal: Principal) -> None:
+        who, instance = principal.id, (principal.id, principal.instance)
+        with self._lock:
+            self._running[who] -= 1
+            self._running_of_instance[instance] -= 1
+            if not self._running[who]:
+                del self._running[who]
+            if not self._running_of_instance[instance]:
+                del self._running_of_instance[instance]
+
+
+class Turn:
+    """Taken at the beginning of a `with` block, given back at its end."""
+
+    __slots__ = ("_principal", "_share")
+
+    def __init__(self, share: FairShare, principal: Principal) -> None:
+        self._share = share
+        self._principal = principal
+
+    def __enter__(self) -> None:
+        self._share.take(self._principal)
+
+    def __exit__(self, *_: object) -> None:
+        self._share.give_back(self._principal)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
 TRACEPARENT = "traceparent"
@@ -58,9 +58,8 @@ class NoTracer:
     def call(self, _method: str, metadata: Metadata) -> CallSpan:
         return _Foreign(trace_id(metadata))
 
-    @contextmanager
-    def within(self, _span: CallSpan) -> Iterator[None]:
-        yield
+    def within(self, _span: CallSpan) -> AbstractContextManager[None]:
+        return _NOTHING
 
     @contextmanager
     def request(self, _name: str) -> Iterator[Mapping[str, str]]:
@@ -76,6 +75,7 @@ class _Foreign:
     def ended(self, code: str, reason: str) -> None: ...
 
 
+_NOTHING = nullcontext()
 _NO_HEADERS: Mapping[str, str] = {}
 
 

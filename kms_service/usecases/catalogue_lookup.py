@@ -45,6 +45,10 @@ def labels_of(tx: Transaction, name: Name) -> Mapping[str, str]:
 
 def look_up(tx: Transaction, name: Name) -> Found:
     """Project, model, alias and version behind `name`; of a lease, its project only."""
+    return tx.once(("found", name), lambda: _look_up(tx, name))
+
+
+def _look_up(tx: Transaction, name: Name) -> Found:
     if isinstance(name, ServiceName):
         return Found()
     project = tx.projects.get(ProjectName(name.project))

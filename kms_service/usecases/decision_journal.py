@@ -120,11 +120,11 @@ def _without_time(request: AccessRequest) -> object:
         request.action,
         resource.project,
         resource.model,
-        tuple(sorted(resource.labels.items())),
+        tuple(sorted(resource.labels.items())) if resource.labels else (),
         around.source,
         around.suite,
         around.client_version,
-        tuple(sorted(around.attributes.items())),
+        tuple(sorted(around.attributes.items())) if around.attributes else (),
     )
 
 

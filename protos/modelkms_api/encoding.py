@@ -12,4 +12,4 @@ def length_prefixed(*parts: bytes) -> bytes:
     Raises:
         OverflowError: a part is 4 GiB or longer.
     """
-    return b"".join(len(part).to_bytes(4, "big") + part for part in parts)
+    return b"".join([len(part).to_bytes(4, "big") + part for part in parts])

@@ -153,4 +153,4 @@ def fill(kind: str, url: str, count: int) -> None:
             plain.execution_options(isolation_level="AUTOCOMMIT").exec_driver_sql(
                 "VACUUM ANALYZE versions"
             )
-    transactions.engine.dispose()
+    transactions.close()

@@ -230,7 +230,7 @@ def test_f58_a_statement_that_takes_too_long_is_ended(url: str) -> None:
         connection.execute(text("SELECT pg_sleep(30)"))
     with transactions.read() as connection:  # the connection is as good as new
         assert connection.execute(text("SELECT 1")).scalar_one() == 1
-    transactions.engine.dispose()
+    transactions.close()
 
 
 def test_a_full_pool_is_an_outage_and_not_a_hang(

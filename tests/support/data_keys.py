@@ -46,7 +46,7 @@ def fill(
             )
             connection.exec_driver_sql("ANALYZE")  # PostgreSQL does it by itself, soon
     finally:
-        transactions.engine.dispose()
+        transactions.close()
 
 
 def _wrapped(

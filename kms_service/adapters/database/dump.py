@@ -80,7 +80,7 @@ def write_backup(url: str, options: EngineOptions, file: Path, now: datetime) ->
         raise ConfigurationError(f"{file}: cannot be written: {error.strerror}") from error
     finally:
         temporary.unlink(missing_ok=True)
-        transactions.engine.dispose()
+        transactions.close()
     return Written(rows, oldest)
 
 
@@ -115,7 +115,7 @@ def read_backup(url: str, options: EngineOptions, file: Path) -> int:
     except (KeyError, TypeError) as error:
         raise ConfigurationError(f"{file}: holds what this version does not know") from error
     finally:
-        transactions.engine.dispose()
+        transactions.close()
     return rows
 
 

@@ -88,6 +88,9 @@ class Transactions(Protocol):
             StateCorrupt.
         """
 
+    def close(self) -> None:
+        """Let go of all connections."""
+
     def upgrade(self) -> AbstractContextManager[Connection]:
         """A transaction that changes the schema; of many that begin one, one runs at a time.
 

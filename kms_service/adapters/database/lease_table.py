@@ -54,7 +54,9 @@ class SqlLeaseTable:
                 "renewals": lease.renewals,
                 "revoke_time_us": to_us(lease.revoke_time) if lease.revoke_time else None,
                 "suite": lease.suite,
-                "attributes": json.dumps(dict(lease.attributes), sort_keys=True),
+                "attributes": json.dumps(dict(lease.attributes), sort_keys=True)
+                if lease.attributes
+                else "{}",
             },
         )
         if (seen := seen_of(self._connection)) is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from enum import Enum
+from functools import cache
 from pathlib import Path
 
 from alembic import command
@@ -44,7 +45,7 @@ def migrate(url: str, options: EngineOptions | None = None) -> None:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
     finally:
-        transactions.engine.dispose()
+        transactions.close()
 
 
 def schema_state(url: str, options: EngineOptions | None = None) -> SchemaState:
@@ -56,7 +57,7 @@ def schema_state(url: str, options: EngineOptions | None = None) -> SchemaState:
         with transactions.read() as connection:
             return schema_state_of(connection)
     finally:
-        transactions.engine.dispose()
+        transactions.close()
 
 
 def schema_revision(connection: Connection) -> str | None:
@@ -69,11 +70,19 @@ def schema_state_of(connection: Connection) -> SchemaState:
     found = MigrationContext.configure(connection).get_current_revision()
     if found is None:
         return SchemaState.EMPTY
-    scripts = ScriptDirectory.from_config(_alembic())
-    if found == scripts.get_current_head():
+    head, known = _revisions()
+    if found == head:
         return SchemaState.CURRENT
-    known = {script.revision for script in scripts.walk_revisions()}
     return SchemaState.OLDER if found in known else SchemaState.NEWER
+
+
+@cache
+def _revisions() -> tuple[str | None, frozenset[str]]:
+    """The last migration, and all: read once, since to load them takes as long as some hundred
+    leases, and every probe asks."""
+    scripts = ScriptDirectory.from_config(_alembic())
+    known = frozenset(script.revision for script in scripts.walk_revisions())
+    return scripts.get_current_head(), known
 
 
 def _alembic() -> Config:

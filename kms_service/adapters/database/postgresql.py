@@ -129,6 +129,9 @@ class PostgresqlTransactions:
             # Full jitter: two that lost against each other must not meet again.
             time.sleep(random.random() * _FIRST_BACKOFF_S * 2**attempt)  # noqa: S311
 
+    def close(self) -> None:
+        self.engine.dispose()
+
     def look(self, work: Callable[[Connection], T]) -> T:
         with self.read() as connection:
             return work(connection)

@@ -37,12 +37,17 @@ class Driver(Protocol):
 
 
 class Seen:
-    """Of one transaction on this connection."""
+    """Of one transaction on this connection; of one after the other, where each begins anew."""
 
     def __init__(self, driver: Driver) -> None:
         self.driver = driver
-        self._changes = driver.total_changes
+        self.begin()
+
+    def begin(self) -> None:
+        self._changes = self.driver.total_changes
         self._rows: dict[object, object] = {}
+        self.shared: object = None
+        """What else those who share the transaction share."""
 
     def once(self, key: object, look: Callable[[], T]) -> T:
         changes = self.driver.total_changes
@@ -62,9 +67,9 @@ class Seen:
         self._rows.clear()
 
 
-def remembering(driver: Driver) -> dict[str, object]:
-    """Execution options of a transaction in which rows are looked up once."""
-    return {_OPTION: Seen(driver)}
+def remembering(seen: Seen) -> dict[str, object]:
+    """Execution options of a connection in whose transaction rows are looked up once."""
+    return {_OPTION: seen}
 
 
 def seen_of(connection: Connection) -> Seen | None:

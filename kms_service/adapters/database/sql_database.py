@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from functools import cached_property
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from sqlalchemy import Connection, case, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
@@ -26,6 +25,7 @@ from kms_service.adapters.database.key_counts import fold, recount
 from kms_service.adapters.database.lease_table import SqlLeaseTable
 from kms_service.adapters.database.migrate import SchemaState, schema_state_of
 from kms_service.adapters.database.rewraps import SqlRewraps
+from kms_service.adapters.database.seen import look_once, seen_of
 from kms_service.adapters.database.standing_tables import SqlBlockTable, SqlFreezeTable
 from kms_service.adapters.database.times import duration_us, from_us, to_us
 from kms_service.adapters.database.trim_table import SqlTrimTable
@@ -46,54 +46,31 @@ class SqlTransaction:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self.projects = SqlProjectTable(connection)
+        self.models = SqlModelTable(connection)
+        self.versions = SqlVersionTable(connection)
+        self.aliases = SqlAliasTable(connection)
+        self.leases = SqlLeaseTable(connection)
+        self.ended_leases = SqlEndedLeaseTable(connection)
+        self.decisions = SqlDecisionTable(connection)
+        self.audit_heads = SqlAuditHeadTable(connection)
+        self.blocks = SqlBlockTable(connection)
+        self.freezes = SqlFreezeTable(connection)
+        self.backups = SqlBackupTable(connection)
+        self.trims = SqlTrimTable(connection)
 
-    @cached_property
-    def projects(self) -> SqlProjectTable:
-        return SqlProjectTable(self._connection)
+    def once(self, key: object, look: Callable[[], T]) -> T:
+        return look_once(self._connection, key, look)
 
-    @cached_property
-    def models(self) -> SqlModelTable:
-        return SqlModelTable(self._connection)
 
-    @cached_property
-    def versions(self) -> SqlVersionTable:
-        return SqlVersionTable(self._connection)
-
-    @cached_property
-    def aliases(self) -> SqlAliasTable:
-        return SqlAliasTable(self._connection)
-
-    @cached_property
-    def leases(self) -> SqlLeaseTable:
-        return SqlLeaseTable(self._connection)
-
-    @cached_property
-    def ended_leases(self) -> SqlEndedLeaseTable:
-        return SqlEndedLeaseTable(self._connection)
-
-    @cached_property
-    def decisions(self) -> SqlDecisionTable:
-        return SqlDecisionTable(self._connection)
-
-    @cached_property
-    def audit_heads(self) -> SqlAuditHeadTable:
-        return SqlAuditHeadTable(self._connection)
-
-    @cached_property
-    def blocks(self) -> SqlBlockTable:
-        return SqlBlockTable(self._connection)
-
-    @cached_property
-    def freezes(self) -> SqlFreezeTable:
-        return SqlFreezeTable(self._connection)
-
-    @cached_property
-    def backups(self) -> SqlBackupTable:
-        return SqlBackupTable(self._connection)
-
-    @cached_property
-    def trims(self) -> SqlTrimTable:
-        return SqlTrimTable(self._connection)
+def _transaction(connection: Connection) -> SqlTransaction:
+    """One for all who share the transaction."""
+    seen = seen_of(connection)
+    if seen is None:
+        return SqlTransaction(connection)
+    if seen.shared is None:
+        seen.shared = SqlTransaction(connection)
+    return cast("SqlTransaction", seen.shared)
 
 
 class SqlDatabase:
@@ -125,12 +102,10 @@ class SqlDatabase:
     def transact(
         self, work: Callable[[SqlTransaction], T], then: Callable[[T, Wake], object] | None = None
     ) -> T:
-        return self._transactions.transact(
-            lambda connection: work(SqlTransaction(connection)), then
-        )
+        return self._transactions.transact(lambda connection: work(_transaction(connection)), then)
 
     def look(self, work: Callable[[SqlTransaction], T]) -> T:
-        return self._transactions.look(lambda connection: work(SqlTransaction(connection)))
+        return self._transactions.look(lambda connection: work(_transaction(connection)))
 
     def probe(self) -> None:
         """A newer schema is no reason to stop serving: migrations only add within a release
@@ -242,4 +217,4 @@ class SqlDatabase:
         return self._transactions.transact(reach)
 
     def close(self) -> None:
-        self._transactions.engine.dispose()
+        self._transactions.close()

@@ -18,7 +18,7 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, DBAPIError, IntegrityEr
 
 from kms_service.adapters.database.engine import EngineOptions, translated
 from kms_service.adapters.database.group_commit import GroupCommit
-from kms_service.adapters.database.seen import remembering
+from kms_service.adapters.database.seen import Seen, remembering
 from kms_service.domain.errors import (
     ConfigurationError,
     ServiceError,
@@ -49,13 +49,15 @@ class SqliteTransactions:
     def __init__(self, url: str, options: EngineOptions) -> None:
         self.engine = _engine(url, options.connections)
         self._writer = threading.Lock()
-        self._group = GroupCommit(self.write, meaning_of)
+        self._group = GroupCommit(self._turn, meaning_of)
+        self._kept: _Kept | None = None
+        """Of the group's turns; whoever holds `_writer` may use it."""
         self._looks = GroupCommit(self.read, meaning_of, reads=True)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
         with translated(meaning_of), self.engine.connect() as plain:
-            connection = plain.execution_options(**remembering(_Driver(plain)))
+            connection = plain.execution_options(**remembering(Seen(_Driver(plain))))
             with connection.begin():
                 yield connection
 
@@ -65,9 +67,32 @@ class SqliteTransactions:
             raise StateUnavailable
         try:
             with translated(meaning_of), self.engine.connect() as plain:
-                connection = plain.execution_options(writes=True, **remembering(_Driver(plain)))
+                connection = plain.execution_options(
+                    writes=True, **remembering(Seen(_Driver(plain)))
+                )
                 with connection.begin():
                     yield connection
+        finally:
+            self._writer.release()
+
+    @contextmanager
+    def _turn(self) -> Iterator[Connection]:
+        """As `write`, on a connection that is kept. To take one from the pool, begin, commit and
+        give it back costs SQLAlchemy longer than SQLite takes for the statements of ten leases."""
+        if not self._writer.acquire(timeout=_BUSY_TIMEOUT_S):
+            raise StateUnavailable
+        try:
+            with translated(meaning_of):
+                kept = self._kept = self._kept or _Kept(self.engine)
+                try:
+                    kept.begin()
+                    yield kept.connection
+                    kept.commit()
+                except BaseException:
+                    # Back to the pool, which rolls back; what is broken goes with it.
+                    self._kept = None
+                    kept.connection.close()
+                    raise
         finally:
             self._writer.release()
 
@@ -103,6 +128,13 @@ class SqliteTransactions:
         finally:
             self._writer.release()
 
+    def close(self) -> None:
+        with self._writer:
+            if self._kept is not None:
+                self._kept.connection.close()
+                self._kept = None
+        self.engine.dispose()
+
     @contextmanager
     def locking(self) -> Iterator[Connection]:
         with self.write() as connection:
@@ -112,6 +144,27 @@ class SqliteTransactions:
     def upgrade(self) -> Iterator[Connection]:
         with self.write() as connection:
             yield connection
+
+
+class _Kept:
+    """A connection whose transactions are begun and committed by the driver itself. Statements by
+    SQLAlchemy take part in them; it then believes to have begun them, and is told of the end."""
+
+    def __init__(self, engine: Engine) -> None:
+        plain = engine.connect()
+        self._driver = _Driver(plain)
+        self._seen = Seen(self._driver)
+        self.connection = plain.execution_options(begun=True, **remembering(self._seen))
+
+    def begin(self) -> None:
+        self._seen.begin()
+        self._driver.run("BEGIN IMMEDIATE", ())
+
+    def commit(self) -> None:
+        if self.connection.in_transaction():
+            self.connection.commit()
+        else:
+            self._driver.run("COMMIT", ())
 
 
 class _Driver:
@@ -144,7 +197,7 @@ def _engine(url: str, connections: int) -> Engine:
     engine = create_engine(
         parsed,
         module=sqlite,
-        pool_size=connections,
+        pool_size=connections + 1,  # one is kept
         max_overflow=0,
         connect_args={"timeout": _BUSY_TIMEOUT_S, "isolation_level": None},
     )
@@ -174,8 +227,10 @@ def _prepare(connection: Any, _record: object) -> None:
 
 def _begin(connection: Connection) -> None:
     """pysqlite's own BEGIN comes too late: a writer takes its lock here, or not at all."""
-    writes = connection.get_execution_options().get("writes", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+    options = connection.get_execution_options()
+    if options.get("begun", False):
+        return
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if options.get("writes", False) else "BEGIN")
 
 
 def meaning_of(error: DatabaseError) -> ServiceError:

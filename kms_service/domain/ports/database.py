@@ -46,6 +46,10 @@ class Transaction(Protocol):
     @property
     def trims(self) -> TrimTable: ...
 
+    def once(self, key: object, look: Callable[[], T]) -> T:
+        """What `look` gives, which reads rows and nothing else. It may have been looked up under
+        this key before, in this transaction and since the last write to those rows."""
+
 
 class Database(Protocol):
     def read(self) -> AbstractContextManager[Transaction]:

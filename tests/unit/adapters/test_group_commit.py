@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pysqlite3 import dbapi2 as sqlite
@@ -88,7 +89,7 @@ def _insert(connection: Connection, number: int) -> int:
 def rig(tmp_path: Path) -> Iterator[Rig]:
     made = Rig(tmp_path / "numbers.db")
     yield made
-    made.transactions.engine.dispose()
+    made.transactions.close()
 
 
 @pytest.fixture
@@ -230,3 +231,29 @@ def _until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.001)
+
+
+def test_turns_that_fail_leave_nothing_on_the_kept_connection(rig: Rig) -> None:
+    """By SQLAlchemy, by the driver, and in the commit itself."""
+
+    def fail(connection: Connection) -> None:
+        _insert(connection, 1)
+        raise ZeroDivisionError
+
+    def say(sql: str) -> Callable[[Connection], object]:
+        return lambda connection: _driver(connection).execute(sql)
+
+    rig.insert(10)
+    with pytest.raises(ZeroDivisionError):
+        rig.transactions.transact(fail)
+    rig.transactions.transact(say("INSERT INTO numbers VALUES (11)"))
+    rig.transactions.transact(say("CREATE TABLE of (number REFERENCES numbers DEFERRABLE"
+                                  " INITIALLY DEFERRED)"))  # fmt: skip
+    with pytest.raises(StateConflict):  # found out at the commit
+        rig.transactions.transact(say("INSERT INTO of VALUES (99)"))
+    rig.insert(12)
+    assert rig.numbers() == {10, 11, 12}
+
+
+def _driver(connection: Connection) -> Any:
+    return connection.connection.driver_connection

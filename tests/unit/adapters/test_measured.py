@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kms_service.adapters.database.sql_database import SqlDatabase
-from kms_service.adapters.measured import CountedAuditLog, TimedAuditLog, TimedDatabase, timed
+from kms_service.adapters.measured import CountedAuditLog, TimedDatabase, timed
 from kms_service.domain.audit import AuditRecord, Outcome
 from kms_service.domain.errors import AuditUnavailable
 from kms_service.telemetry.metrics import Metrics
@@ -85,7 +85,7 @@ def test_records_that_are_not_durable_are_counted_apart() -> None:
     with pytest.raises(AuditUnavailable):
         CountedAuditLog(FullDisk(), metrics).append(record)
     told: list[bool] = []
-    timed_log = TimedAuditLog(CountedAuditLog(FullDisk(), metrics), metrics.steps.step("audit"))
+    timed_log = CountedAuditLog(FullDisk(), metrics, metrics.steps.step("audit"))
     timed_log.append_soon(record, told.append)
     assert told == [False]
     assert taken(metrics, "audit") == 1

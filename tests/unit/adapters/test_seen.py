@@ -72,8 +72,9 @@ def queues(transactions: object) -> list[list[object]]:
 @pytest.fixture
 def rig(tmp_path: Path) -> Iterator[Rig]:
     database = SqlDatabase(f"sqlite:///{migrated_database(tmp_path)}")
+    rig = Rig(database)
     database.transact(lambda tx: tx.projects.insert(Project(PROJECT, "key", NOW)))
-    yield Rig(database)
+    yield rig
     database.close()
 
 
