@@ -15,17 +15,17 @@ import kms_service.rpc.tls_environment  # noqa: F401 - before grpc: TLS 1.3 only
 
 METHOD = "LeaseDataKey"
 SERVICE = "modelkms_api.v1.KeyService"
-THREADS = 16
 
 
 def main() -> None:
-    """Arguments: certificate, key, client CA, file of the answer's bytes, file for the port."""
-    certificate, key, client_ca, answer_file, port_file = (Path(value) for value in sys.argv[1:])
+    """Arguments: certificate, key, client CA, file of the answer's bytes, file for the port,
+    threads of the pool."""
+    certificate, key, client_ca, answer_file, port_file = map(Path, sys.argv[1:6])
     answer = answer_file.read_bytes()
     handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(
         lambda _request, _context: answer
     )
-    server = grpc.server(ThreadPoolExecutor(THREADS))
+    server = grpc.server(ThreadPoolExecutor(int(sys.argv[6])))
     server.add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler(SERVICE, {METHOD: handler}),)
     )

@@ -9,6 +9,8 @@ import statistics
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
@@ -25,55 +27,100 @@ from tests.support.tools import go_tool
 
 _CALL = "modelkms_api.v1.KeyService.LeaseDataKey"
 _PROTOS = Path(__file__).parents[2] / "protos"
-_CONCURRENCY = 16
+_IN_FLIGHT = (16, 64)
 _CALM = 0.7
 SERVER_CORE, _LOAD_CORE = 0, 1
 
 
 def run(folder: Path, rounds: int, seconds: float) -> str:
-    """The table as Markdown."""
+    """The tables as Markdown."""
     ghz = go_tool("ghz")
     with DevelopmentStack(folder / "stack") as stack:
         publish_small_model(stack, folder)
         request = lease_request()
-        answer = _lease(stack, request)
-        echo_port = folder / "echo.port"
-        (folder / "answer").write_bytes(answer.SerializeToString())
-        tls = stack.paths.service / "tls"
-        echo = ChildProcess(
-            "echo server",
-            [
-                *(sys.executable, "-m", "tests.bench.echo_server"),
-                *(str(tls / "certificate.pem"), str(tls / "key.pem")),
-                str(stack.paths.root / "authority" / "ca.pem"),
-                *(str(folder / "answer"), str(echo_port)),
-            ],
-            log_file=folder / "echo.log",
-        )
-        try:
-            echo.wait_until(echo_port.exists, 20)
-            for process in (echo, stack.service):
-                pin(process.pid, SERVER_CORE)
-            (folder / "request").write_bytes(request.SerializeToString())
-            ports = {"bare echo": int(echo_port.read_text()), "leases": stack.grpc_port}
-            pids = {"bare echo": echo.pid, "leases": stack.service.pid}
-            results: dict[str, list[dict[str, float]]] = {name: [] for name in ports}
-            before = _steps(stack)
-            for _ in range(max(1, rounds - 2)):
-                for name, port in ports.items():
-                    began_s = _cpu_s(pids[name])
-                    run = load(ghz, stack, port, folder / "request", seconds)
-                    used_s = _cpu_s(pids[name]) - began_s
-                    results[name].append(run | {"cpu_us": used_s / (run["rate"] * seconds) * 1e6})
-            steps = _steps(stack)
-            most = statistics.median(run["rate"] for run in results["leases"])
-            calm = load(
-                ghz, stack, ports["leases"], folder / "request", seconds, rate=int(most * _CALM)
-            )
-        finally:
-            echo.stop(2)
+        (folder / "request").write_bytes(request.SerializeToString())
+        (folder / "answer").write_bytes(_lease(stack, request).SerializeToString())
+        tables = []
+        for threads in _IN_FLIGHT:
+            _serve_with(stack, threads)
+            _lease(stack, request)  # what is cached is, as after the first
+            with _echo(stack, folder, threads) as (echo, port):
+                for process in (echo, stack.service):
+                    pin(process.pid, SERVER_CORE)
+                tables.append(
+                    _side_by_side(ghz, stack, folder, rounds, seconds, threads, echo, port)
+                )
+    return _head(seconds, max(1, rounds - 2)) + "".join(tables)
+
+
+def _serve_with(stack: DevelopmentStack, threads: int) -> None:
+    """Start the service again with a pool of so many."""
+    file = stack.paths.config_file
+    lines = [line for line in file.read_text().splitlines() if not line.startswith("threads = ")]
+    lines.insert(lines.index("[server]") + 1, f"threads = {threads}")
+    file.write_text("\n".join(lines) + "\n")
+    stack.restart_service()
+
+
+@contextmanager
+def _echo(
+    stack: DevelopmentStack, folder: Path, threads: int
+) -> Iterator[tuple[ChildProcess, int]]:
+    """The echo server, and its port."""
+    port_file = folder / f"echo-{threads}.port"
+    tls = stack.paths.service / "tls"
+    echo = ChildProcess(
+        "echo server",
+        [
+            *(sys.executable, "-m", "tests.bench.echo_server"),
+            *(str(tls / "certificate.pem"), str(tls / "key.pem")),
+            str(stack.paths.root / "authority" / "ca.pem"),
+            *(str(folder / "answer"), str(port_file), str(threads)),
+        ],
+        log_file=folder / f"echo-{threads}.log",
+    )
+    try:
+        echo.wait_until(port_file.exists, 20)
+        yield echo, int(port_file.read_text())
+    finally:
+        echo.stop(2)
+
+
+def _side_by_side(
+    ghz: Path,
+    stack: DevelopmentStack,
+    folder: Path,
+    rounds: int,
+    seconds: float,
+    in_flight: int,
+    echo: ChildProcess,
+    echo_port: int,
+) -> str:
+    ports = {"bare echo": echo_port, "leases": stack.grpc_port}
+    pids = {"bare echo": echo.pid, "leases": stack.service.pid}
+    results: dict[str, list[dict[str, float]]] = {name: [] for name in ports}
+    request = folder / "request"
+    before = _steps(stack)
+    for _ in range(max(1, rounds - 2)):
+        for name, port in ports.items():
+            began_s = _cpu_s(pids[name])
+            run = load(ghz, stack, port, request, seconds, concurrency=in_flight)
+            used_s = _cpu_s(pids[name]) - began_s
+            results[name].append(run | {"cpu_us": used_s / (run["rate"] * seconds) * 1e6})
+    steps = _steps(stack)
+    most = statistics.median(run["rate"] for run in results["leases"])
+    calm = load(
+        ghz,
+        stack,
+        ports["leases"],
+        request,
+        seconds,
+        concurrency=in_flight,
+        rate=int(most * _CALM),
+    )
     return (
-        _report(results, seconds)
+        f"\n\n### {in_flight} in flight, pools of {in_flight} threads\n\n"
+        + _report(results)
         + f"\n\nAt {_CALM:.0%} of that rate, {calm['rate']:,.0f} leases a second: "
         f"p50 {calm['p50']:.1f} ms, p99 {calm['p99']:.1f} ms." + _report_steps(before, steps)
     )
@@ -111,7 +158,7 @@ def load(
     request: Path,
     seconds: float,
     *,
-    concurrency: int = _CONCURRENCY,
+    concurrency: int = _IN_FLIGHT[0],
     rate: int = 0,
 ) -> dict[str, float]:
     """What ghz measured: requests a second, p50 and p99 in milliseconds.
@@ -186,7 +233,17 @@ def _report_steps(
     )
 
 
-def _report(results: dict[str, list[dict[str, float]]], seconds: float) -> str:
+def _head(seconds: float, runs: int) -> str:
+    return (
+        f"## Leases a second\n\n"
+        f"One server process pinned to one core, ghz on the other over 4 mTLS connections,\n"
+        f"{seconds:.0f} s a run, {runs} runs of each.\n"
+        "A lease here: identity, policy, lease row, durable audit record, hybrid key transport;\n"
+        "decisions, data key and transport session are cached, as they are after the first."
+    )
+
+
+def _report(results: dict[str, list[dict[str, float]]]) -> str:
     medians = {
         name: {key: statistics.median(run[key] for run in runs) for key in runs[0]}
         for name, runs in results.items()
@@ -203,14 +260,6 @@ def _report(results: dict[str, list[dict[str, float]]], seconds: float) -> str:
         )
         for name, value in medians.items()
     ]
-    return (
-        f"## Leases a second\n\n"
-        f"One server process pinned to one core, ghz on the other, {_CONCURRENCY} concurrent\n"
-        f"requests over 4 mTLS connections, {seconds:.0f} s a run, {len(results['leases'])} runs "
-        "of each.\n"
-        "A lease here: identity, policy, lease row, durable audit record, hybrid key transport;\n"
-        "decisions, data key and transport session are cached, as they are after the first.\n\n"
-        + table(
-            ("candidate", "requests/s", "p50 ms", "p99 ms", "ratio to echo", "CPU µs each"), rows
-        )
+    return table(
+        ("candidate", "requests/s", "p50 ms", "p99 ms", "ratio to echo", "CPU µs each"), rows
     )
