@@ -20,6 +20,8 @@ from tests.support.postgresql import PostgresServer
 from tests.support.s3_gateway import S3Gateway, running_gateway
 from tests.support.vault_servers import VaultRig
 
+pytest_plugins = ["tests.support.secret_scan"]
+
 # Read when onnxruntime is imported: official builds report their use to their vendor otherwise.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 

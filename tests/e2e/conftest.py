@@ -7,10 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from kms_service.config import load
 from kms_service.development.openbao import OpenBao
 from kms_service.development.stack import DevelopmentStack
 from tests.support.cli import Cli
 from tests.support.hashicorp_vault import HashicorpVault
+from tests.support.planted_secrets import PLAINTEXT, plant
+from tests.support.service_secrets import plant_data_keys_of
+
+_MARKER = b"a piece of plaintext that nobody writes down"
+plant(PLAINTEXT, _MARKER)
 
 
 @pytest.fixture(
@@ -24,6 +30,7 @@ def stack(
     folder = tmp_path_factory.mktemp("stack")
     with DevelopmentStack(folder, start_vault=start_vault) as running:
         yield running
+        plant_data_keys_of(load(running.paths.config_file, {}))
 
 
 @pytest.fixture
@@ -44,7 +51,7 @@ def folder_model(tmp_path: Path) -> Path:
     folder = tmp_path / "package"
     (folder / "weights").mkdir(parents=True)
     (folder / "config.json").write_text('{"layers": 2}')
-    (folder / "weights" / "a.bin").write_bytes(bytes(range(256)) * 3000)
+    (folder / "weights" / "a.bin").write_bytes(bytes(range(256)) * 3000 + _MARKER)
     (folder / "weights" / "empty.bin").write_bytes(b"")
     return folder
 
@@ -53,5 +60,5 @@ def folder_model(tmp_path: Path) -> Path:
 def file_model(tmp_path: Path) -> Path:
     """A file model of some segments."""
     file = tmp_path / "model.onnx"
-    file.write_bytes(b"0123456789abcdef" * 50_000 + b"tail")
+    file.write_bytes(b"0123456789abcdef" * 50_000 + _MARKER + b"tail")
     return file

@@ -51,10 +51,12 @@ from kms_service.domain import errors as service_errors
 from kms_service.domain.leases import LeaseBounds
 from kms_service.domain.ports import EncryptedDataKey
 from tests.support.certificates import uris
+from tests.support.planted_secrets import PLAINTEXT, plant
 from tests.support.sdk_world import SdkWorld, sdk_world
 from tests.unit.usecases.real_parts import migrated_database, open_store
 
 CANARY = b"a piece of plaintext that must be nowhere else"
+plant(PLAINTEXT, CANARY)
 SEGMENT = 256 * 1024 - 32
 
 

@@ -20,10 +20,12 @@ from modelkms.session import Session
 
 from kms_service.domain import errors
 from kms_service.domain.names import VersionName
+from tests.support.planted_secrets import PLAINTEXT, plant
 from tests.support.sdk_world import SdkWorld, sdk_world
 from tests.unit.usecases.real_parts import migrated_database
 
 CANARY = b"a piece of plaintext that must be nowhere else"
+plant(PLAINTEXT, CANARY)
 SEGMENT = 256 * 1024 - 32
 
 

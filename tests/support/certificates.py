@@ -21,6 +21,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from tests.support import planted_secrets
+
 PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 CLIENT_AUTH = ExtendedKeyUsageOID.CLIENT_AUTH
 SERVER_AUTH = ExtendedKeyUsageOID.SERVER_AUTH
@@ -93,7 +95,7 @@ class TestAuthority:
         self,
         key: PrivateKey | None = None,
         *,
-        starts_in: timedelta = timedelta(minutes=-5),
+        starts_in: timedelta = timedelta(hours=-1),
         lifetime: timedelta = timedelta(hours=1),
     ) -> Issued:
         """For `localhost` and 127.0.0.1; ECDSA unless another key is given."""
@@ -115,7 +117,7 @@ class TestAuthority:
         *,
         key: PrivateKey | None = None,
         usages: Sequence[x509.ObjectIdentifier] | None = (CLIENT_AUTH,),
-        starts_in: timedelta = timedelta(minutes=-5),
+        starts_in: timedelta = timedelta(hours=-1),
         lifetime: timedelta = timedelta(hours=1),
         ca: bool | None = False,
         key_usage: x509.KeyUsage | None = None,
@@ -143,11 +145,9 @@ class TestAuthority:
         if key_usage is not None:
             builder = builder.add_extension(key_usage, critical=True)
         certificate = builder.sign(self._key, hashes.SHA256())
-        return Issued(
-            certificate.public_bytes(Encoding.PEM),
-            key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
-            self.pem,
-        )
+        key_pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        planted_secrets.plant_private_keys(key_pem)
+        return Issued(certificate.public_bytes(Encoding.PEM), key_pem, self.pem)
 
 
 def uris(*values: str) -> list[x509.GeneralName]:

@@ -18,6 +18,7 @@ from kms_service.adapters.database.version_table import version_columns
 from kms_service.domain.binding import data_key_context
 from kms_service.domain.catalogue import ArtifactPin, Version, VersionState, WrappedDataKey
 from kms_service.domain.names import ModelName, VersionName
+from tests.support.planted_secrets import DATA_KEY, plant
 from tests.support.vault_servers import VaultRig
 
 PIN = ArtifactPin(1000, bytes(32), bytes(32))
@@ -53,6 +54,8 @@ def _wrapped(
     vault: VaultRig, master_key: str, model: ModelName, numbers: range
 ) -> list[tuple[Version, bytes]]:
     keys = [(uuid.uuid4().hex, os.urandom(32)) for _ in numbers]
+    for _, key in keys:
+        plant(DATA_KEY, key)
     items = [
         {"plaintext": _base64(key), "context": _base64(data_key_context(model, uid))}
         for uid, key in keys

@@ -11,6 +11,8 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, MLKEM768X25519PrivateKey, Suite
 
+from tests.support.planted_secrets import DATA_KEY, plant
+
 SUITES = {1: KEM.MLKEM768_X25519, 2: KEM.X25519}
 
 
@@ -92,4 +94,6 @@ def aad(
 
 def open_data_key(secret: bytes, nonce: bytes, ciphertext: bytes, answer_aad: bytes) -> bytes:
     """§5."""
-    return AESGCM(secret).decrypt(nonce, ciphertext, answer_aad)
+    data_key = AESGCM(secret).decrypt(nonce, ciphertext, answer_aad)
+    plant(DATA_KEY, data_key)
+    return data_key

@@ -20,6 +20,7 @@ from joserfc import jwt
 from joserfc.jwk import ECKey, OKPKey, RSAKey
 
 from tests.support.certificates import TestAuthority
+from tests.support.planted_secrets import plant_token
 
 AUDIENCE = "modelkms"
 SigningKey = ECKey | RSAKey | OKPKey
@@ -101,7 +102,9 @@ class OidcIssuer:
         named = {"alg": self.algorithm, "typ": "JWT", "kid": self.keys[0].kid, **(header or {})}
         payload = {name: value for name, value in whole.items() if name not in without}
         algorithm = named["alg"]
-        return jwt.encode(named, payload, signer, algorithms=[algorithm])
+        token = jwt.encode(named, payload, signer, algorithms=[algorithm])
+        plant_token(token)
+        return token
 
     def service_account(self, namespace: str, name: str, **claims: Any) -> str:
         """As Kubernetes issues it to a pod."""

@@ -13,6 +13,8 @@ from typing import Any
 from opentelemetry.proto.collector.logs.v1 import logs_service_pb2
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
 
+from tests.support.planted_secrets import written
+
 
 class Collector(ThreadingHTTPServer):
     """Answers nothing while `open` is not set, and keeps nothing unless `status` is 200.
@@ -64,6 +66,7 @@ def running_collector() -> Iterator[Collector]:
         server.shutdown()
         thread.join()
         server.server_close()
+        written("what an OTLP collector was sent", server.raw)
 
 
 class _Receive(BaseHTTPRequestHandler):

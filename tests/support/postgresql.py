@@ -23,6 +23,7 @@ from typing import Any, Self
 import psycopg
 
 from kms_service.adapters.database.schema import STORED
+from tests.support.planted_secrets import written
 from tests.support.tools import postgres_folder
 
 _START_TIMEOUT_S = 60.0
@@ -322,4 +323,5 @@ def running() -> Iterator[PostgresServer]:
     try:
         yield server
     finally:
+        written("log of PostgreSQL", (server.folder / "server.log").read_bytes())
         server.remove()

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from modelkms_api.object_store import BucketSettings
 
+from tests.support.planted_secrets import CREDENTIAL, plant
 from tests.support.tools import go_tool
 
 _START_TIMEOUT_S = 30.0
@@ -74,6 +75,7 @@ def running_gateway(folder: Path) -> Iterator[S3Gateway]:
     buckets.mkdir(parents=True)
     (folder / "sidecar").mkdir()
     access, secret = secrets.token_hex(8), secrets.token_hex(16)
+    plant(CREDENTIAL, secret)
     (folder / "credentials.json").write_text(
         json.dumps({"access_key_id": access, "secret_access_key": secret})
     )

@@ -18,6 +18,7 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]  # no stubs
 from grpc_health.v1.health import HealthServicer
 from grpc_status import rpc_status
+from prometheus_client import generate_latest
 
 from kms_service.domain.ports import TokenVerifier
 from kms_service.rpc.authentication import Authenticator
@@ -31,6 +32,7 @@ from kms_service.rpc.tls import ReloadingCredentials, TlsFiles
 from kms_service.telemetry.logging import configure_logging
 from kms_service.telemetry.metrics import Metrics
 from tests.support.certificates import Issued, TestAuthority
+from tests.support.planted_secrets import written
 
 TRUST_DOMAIN = "test.example"
 
@@ -132,6 +134,8 @@ def running_server(
         )
     finally:
         server.stop(0.2)
+        written("log of a server in this process", log.getvalue())
+        written("metrics of a server in this process", generate_latest(metrics.registry))
 
 
 @dataclass(frozen=True)
@@ -159,6 +163,8 @@ def refusal(error: grpc.RpcError) -> Refusal:
     info: Any = details.get("ErrorInfo")
     bad: Any = details.get("BadRequest")
     retry: Any = details.get("RetryInfo")
+    trailing = error.trailing_metadata() or ()
+    written("an answer that refuses", f"{error.details()} {tuple(trailing)} {details}")
     return Refusal(
         error.code(),
         error.details() or "",

@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from kms_service.config import Config, load
 from kms_service.development.vault_setup import AppRoleFiles
 from kms_service.parts import migrate_database
 from tests.support.certificates import Issued, TestAuthority
+from tests.support.planted_secrets import written
+from tests.support.service_secrets import plant_data_keys_of
 
 TRUST_DOMAIN = "test.example"
 START_TIMEOUT_S = 30.0
@@ -187,6 +191,7 @@ class ServiceProcess:
         if self.process is None:
             return 0
         if self.process.poll() is None:
+            self._tell_the_secret_scan()
             self.signal(signal.SIGTERM)
         try:
             return self.wait()
@@ -199,6 +204,14 @@ class ServiceProcess:
         if isinstance(identity, str):
             identity = self.authority.client(identity)
         return identity.channel(self.grpc_port)
+
+    def _tell_the_secret_scan(self) -> None:
+        """What it shows to whoever scrapes it, and which data keys it had in hand."""
+        for page in ("metrics", "status"):
+            url = f"http://127.0.0.1:{self.metrics_port}/{page}"
+            with suppress(OSError), urllib.request.urlopen(url, timeout=2) as answer:
+                written(f"/{page} of {self.folder}", answer.read())
+        plant_data_keys_of(self.config())
 
     def _environment(self) -> dict[str, str]:
         own = {name: value for name, value in os.environ.items() if "MODELKMS" not in name}

@@ -15,6 +15,7 @@ from kms_service.adapters.vault_session import VaultSession, VaultSettings
 from kms_service.development.openbao import OpenBao
 from kms_service.development.vault_setup import AppRoleFiles, RoleFiles, VaultServer, set_up
 from tests.support.hashicorp_vault import HashicorpVault
+from tests.support.planted_secrets import CREDENTIAL, plant
 
 START: dict[str, Callable[[Path], VaultServer]] = {
     "openbao": OpenBao.start,
@@ -77,6 +78,7 @@ def running(kind: str, folder: Path) -> Iterator[VaultRig]:
         )
         # An orphan, so that it outlives the revocation of the first root token.
         token = first.auth.token.create_orphan(policies=["root"])["auth"]["client_token"]
+        plant(CREDENTIAL, token)
         roles = set_up(server, folder / "roles")
         root = hvac.Client(url=server.address, token=token, verify=str(server.ca_file))
         yield VaultRig(server, roles, root)

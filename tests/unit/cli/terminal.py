@@ -10,6 +10,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 
+from tests.support.planted_secrets import written
+
 # The session leader makes the terminal on its stdin the controlling one, then becomes the command.
 _ATTACH = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv"
 
@@ -58,7 +60,8 @@ def on_terminal(command: Sequence[str]) -> Iterator[Terminal]:
     )
     os.close(theirs)
     try:
-        yield Terminal(process=process, descriptor=ours, told="")
+        yield (terminal := Terminal(process=process, descriptor=ours, told=""))
+        written(f"terminal of {command}", terminal.told)
     finally:
         process.kill()
         process.wait()
