@@ -19,8 +19,9 @@ import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from modelkms import watching
-from modelkms.errors import LeaseRevoked
+from modelkms.errors import LeaseExpired, LeaseRevoked
 from modelkms.keeper import LeaseKeeper
+from modelkms.key_transport import boottime_s
 from modelkms.opened import OpenedModel
 from modelkms.watching import LeaseWatcher
 from modelkms_api.v1 import key_service_pb2, key_service_pb2_grpc
@@ -31,7 +32,7 @@ from modelkms_api.v1.watch_service_pb2_grpc import (
     add_WatchServiceServicer_to_server,
 )
 
-from kms_service.domain.leases import Lease
+from kms_service.domain.leases import Lease, LeaseBounds
 from kms_service.domain.names import LeaseName, VersionName
 from kms_service.domain.ports import LeaseFilter
 from kms_service.rpc.authentication import Authenticator
@@ -446,11 +447,58 @@ def test_without_a_watch_port_the_sdk_asks(
     assert_ends(model)
 
 
-def test_f22_a_client_that_hears_nothing_stops_at_the_end_of_its_lease(service: SdkWorld) -> None:
-    """The watch port is not there at all, and neither is the service."""
-    model = opened(service, 1)
-    assert model.lease_due_s() is not None
-    assert model._leased.end_s - model._leased.sent_s == pytest.approx(3600)
+@pytest.mark.faults
+def test_f22_a_client_that_hears_nothing_stops_at_the_end_of_its_lease(
+    service: SdkWorld, watches: WatchServer
+) -> None:
+    """Half-open for good: connections stay, new ones are taken, and nothing comes through, neither
+    by the watch nor by renewals."""
+    ttl = timedelta(seconds=6)
+    service.world.policy.bounds = LeaseBounds(ttl, 12 * ttl, max_offline=timedelta(0))
+    with Proxy(watches.port) as watch, Proxy(service.server.port) as calls, ExitStack() as opened:
+        client = service.client(
+            "reader",
+            endpoint=f"localhost:{calls.port}",
+            watch_endpoint=f"localhost:{watch.port}",
+        )
+        model = opened.enter_context(client.open("onnx"))
+        assert model.read() == b"weights"
+        _until(lambda: len(watches) == 1)
+        watch.silent = calls.silent = True
+        service.client("security").revoke_leases(lease=model.lease.name)
+        end_s = model._leased.end_s
+        while True:
+            began_s = boottime_s()
+            try:
+                model.read()
+            except LeaseExpired:
+                break
+            assert began_s < end_s, "it read on after the end of its lease"
+            time.sleep(0.05)
+        assert boottime_s() >= end_s
+        # Its key is wiped once the renewal under way has been given up.
+        _until(lambda: model.ended is not None, 3 * TIMEOUT_S)
+        assert model._leased.data_key.reveal() == bytes(32)
+
+
+def test_f09_a_stream_ends_with_the_age_of_its_connection_and_the_sdk_opens_another(
+    service: SdkWorld, stack: ExitStack
+) -> None:
+    """So that whose CA was removed, or whose certificate has ended, hears nothing for ever."""
+    limits = WatchLimits(heartbeat_s=1.0, max_connection_age_s=1.0, max_connection_age_grace_s=1.0)
+    with watch_server(service, limits) as server:
+        holder = service.server.authority.client("reader")
+        stream = Stream(stack, holder, server.port, lease(service, holder, 1))
+        stream.next()
+        with pytest.raises(grpc.RpcError):
+            list(stream.call)
+        assert stream.call.code() is not grpc.StatusCode.DEADLINE_EXCEEDED
+        model = opened(service, server.port)
+        _until(lambda: len(server) == 1)
+        time.sleep(3)  # past the age of its first connection
+        _until(lambda: len(server) == 1)
+        service.client("security").revoke_leases(lease=model.lease.name)
+        assert_ends(model)
 
 
 # --- many ----------------------------------------------------------------------------------------
@@ -513,8 +561,8 @@ def _watched(server: WatchServer) -> set[str]:
     return {str(name) for name in list(server._watches._by_lease)}
 
 
-def _until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + TIMEOUT_S
+def _until(condition: Callable[[], bool], within_s: float = TIMEOUT_S) -> None:
+    deadline = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)

@@ -43,7 +43,10 @@ PARTS = {
             f"kms_service/usecases/{name}.py"
             for name in ("lease_data_key", "renew_lease", "authorisation")
         ),
-        ("tests/unit/usecases/test_leasing.py", "tests/unit/usecases/test_standing.py"),
+        tuple(
+            f"tests/unit/usecases/test_{name}.py"
+            for name in ("leasing", "standing", "browsing", "call_records")
+        ),
     ),
     "key-transport": Part(
         ("kms_service/adapters/key_transport.py", "kms_service/adapters/key_transport_sessions.py"),

@@ -302,13 +302,27 @@ def test_what_security_says_is_proved_has_a_test() -> None:
     proofs = [row.rsplit("|", 2)[1] for row in model.splitlines() if row.startswith("| **")]
     assert len(proofs) > 10
     claimed = {int(number) for proof in proofs for number in re.findall(r"F(\d\d)", proof)}
+    there = names_of_tests()
+    for row in model.splitlines():
+        if row.startswith("| **"):
+            cells = [cell.strip() for cell in row.strip("|").split("|")]
+            assert len(cells) == len(("who", "has", "wants", "gets", "stops", "proof")), row
+            assert all(cells), row
     for proof in proofs:
+        named = re.findall(r"`(test_\w+)`", proof)
+        assert named, f"no test is named: {proof}"
+        assert set(named) <= there, sorted(set(named) - there)
         for first, last in re.findall(r"F(\d\d) to F(\d\d)", proof):
             claimed |= set(range(int(first), int(last) + 1))
         for path in re.findall(r"`(tests/[^`]+)`", proof):
             assert (REPOSITORY / path).exists(), path
     unproved = sorted(claimed - fault_rows_with_tests())
     assert unproved == [], [f"F{number:02}" for number in unproved]
+
+
+def names_of_tests() -> set[str]:
+    sources = (path.read_text() for path in (REPOSITORY / "tests").rglob("test_*.py"))
+    return {name for source in sources for name in re.findall(r"def (test_\w+)\(", source)}
 
 
 def fault_rows_with_tests() -> set[int]:
