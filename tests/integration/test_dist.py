@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 
 import pytest
 
+from tests.support.certificates import TestAuthority
 from tests.support.tools import REPOSITORY, uv_binary
 
 VERSION = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["version"]
@@ -79,6 +83,85 @@ def test_modules_import_from_the_wheel(installed: Path, tmp_path: Path, module: 
     where = f"import {module} as m; print(m.__file__)"
     path = Path(run([str(installed / "python"), "-I", "-c", where], cwd=tmp_path).strip())
     assert path.is_relative_to(installed.parent)
+
+
+@pytest.mark.faults
+def test_the_locked_dependencies_are_all_that_the_service_needs(dist: Path, tmp_path: Path) -> None:
+    """As the guide and the image install it: the lock by its hashes, ours without dependencies."""
+    uv, python = str(uv_binary()), str(tmp_path / "venv" / "bin" / "python")
+    run([uv, "venv", "--quiet", "--python", sys.executable, str(tmp_path / "venv")])
+    install = [uv, "pip", "install", "--quiet", "--python", python]
+    lock = REPOSITORY / "requirements" / "server.txt"
+    run([*install, "--require-hashes", "-r", str(lock)])
+    wheels = wheel_files(dist)
+    run([*install, "--no-deps", str(wheels["modelkms_api"]), str(wheels["modelkms_server"])])
+    run([uv, "pip", "check", "--python", python])
+    parts = ("bootstrap", "adapters.database.postgresql", "telemetry.otlp_logs", "live_checks")
+    for part in parts:
+        run([python, "-I", "-c", f"import kms_service.{part}"])
+    assert VERSION in run([str(tmp_path / "venv" / "bin" / "modelkms-server"), "--version"])
+
+
+@pytest.mark.faults
+def test_what_unit_and_image_start_runs_from_the_wheels(installed: Path, tmp_path: Path) -> None:
+    """The unit's own command lines, the example configuration and the image's health check; Vault
+    is away, so it is alive and not ready."""
+    deploy, home = REPOSITORY / "deploy", tmp_path / "etc"
+    shutil.copytree(deploy / "policies", home / "policies")
+    authority = TestAuthority("example.org")
+    authority.server().write(home / "tls")
+    (home / "tls" / "ca.pem").rename(home / "tls" / "client-ca.pem")
+    (home / "vault-ca.pem").write_bytes(authority.pem)
+    for name in ("vault-role-id", "vault-secret-id"):
+        (home / name).write_text("none")
+    text = (deploy / "config" / "server.toml").read_text()
+    (home / "server.toml").write_text(
+        text.replace("/var/lib/modelkms", str(tmp_path)).replace(
+            "vault.example.org:8200", "127.0.0.1:1"
+        )
+    )
+    port_file = tmp_path / "ports.json"
+    environment = {
+        **{key: value for key, value in os.environ.items() if not key.startswith("PYTHON")},
+        "MODELKMS_SERVER__SERVER__LISTEN": "127.0.0.1:0",
+        "MODELKMS_SERVER__SERVER__PORT_FILE": str(port_file),
+        "MODELKMS_SERVER__METRICS__LISTEN": "127.0.0.1:0",
+    }
+    unit = (deploy / "systemd" / "modelkms.service").read_text()
+    before, serve = (
+        shlex.split(
+            line.replace("/opt/modelkms/bin", str(installed)).replace("/etc/modelkms", str(home))
+        )
+        for line in re.findall(r"^Exec(?:StartPre|Start)=(.*)$", unit, re.MULTILINE)
+    )
+    subprocess.run(before, env=environment, cwd=tmp_path, check=True, timeout=60)
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(serve, env=environment, cwd=tmp_path, stdout=log, stderr=log)
+    try:
+        end = time.monotonic() + 60
+        while not port_file.exists():
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() < end, (tmp_path / "log").read_text()
+            time.sleep(0.05)
+        metrics = json.loads(port_file.read_text())["metrics"]
+        image = (deploy / "Dockerfile").read_text()
+        check = re.search(r"HEALTHCHECK.*\n\s+CMD (\[.*\])$", image, re.MULTILINE)
+        assert check is not None
+        _, *arguments = json.loads(check[1].replace("127.0.0.1:9464", f"127.0.0.1:{metrics}"))
+        run([str(installed / "python"), *arguments])
+        status = subprocess.run(
+            [serve[0], "status", "--config", serve[-1]],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert status.returncode == 5
+        assert status.stdout.startswith("DEGRADED vault unreachable")
+    finally:
+        process.terminate()
+        assert process.wait(60) == 0, (tmp_path / "log").read_text()
 
 
 def test_the_shipped_policies_come_along(installed: Path, tmp_path: Path) -> None:

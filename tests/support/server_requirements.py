@@ -9,7 +9,7 @@ from __future__ import annotations
 import tomllib
 from pathlib import Path
 
-EXTRAS = ("postgresql",)
+EXTRAS = ("postgresql", "tracing")
 """Of those that an installation may want; development and demo stay out."""
 
 
