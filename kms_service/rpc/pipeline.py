@@ -34,6 +34,7 @@ from kms_service.rpc.error_table import (
 )
 from kms_service.rpc.pool import FairShare, refuse_if_overloaded
 from kms_service.rpc.rates import Rates
+from kms_service.rpc.stalls import StallWatch
 from kms_service.telemetry.logging import get_logger
 from kms_service.telemetry.metrics import MethodMetrics, Metrics
 from kms_service.telemetry.tracing import CallSpan, NoTracer, Tracer
@@ -72,6 +73,7 @@ class Pipeline:
         self._metrics = metrics
         self._tracer = tracer or NoTracer()
         self._stopping = False
+        self._stalls = StallWatch()
 
     def refuse_new_calls(self) -> None:
         """From now on ServiceStopping answers whatever comes, but health."""
@@ -80,7 +82,7 @@ class Pipeline:
     def one_answer(
         self, method: str, behaviour: Callable[[Asked, Call], Answer]
     ) -> Callable[[Asked, grpc.ServicerContext], Answer]:
-        """For methods with one answer, to one request or to a stream of them."""
+        """For methods with one answer to one request."""
         metrics = self._metrics.method(method)
 
         def handle(request: Asked, context: grpc.ServicerContext) -> Answer:
@@ -100,6 +102,18 @@ class Pipeline:
 
         return handle
 
+    def one_answer_to_many(
+        self, method: str, behaviour: Callable[[Iterator[Asked], Call], Answer]
+    ) -> Callable[[Iterator[Asked], grpc.ServicerContext], Answer]:
+        """For methods with one answer to a stream of requests."""
+        handle_one = self.one_answer(method, behaviour)
+
+        def handle(requests: Iterator[Asked], context: grpc.ServicerContext) -> Answer:
+            with self._stalls.stream(context) as stream:
+                return handle_one(stream.taken(requests), context)
+
+        return handle
+
     def many_answers(
         self, method: str, behaviour: Callable[[Asked, Call], Iterator[Answer]]
     ) -> Callable[[Asked, grpc.ServicerContext], Iterator[Answer]]:
@@ -110,8 +124,11 @@ class Pipeline:
             call = self._begin(method, context, metrics)
             try:
                 self._admit(call)
-                with self._fair_share.turn(call.caller.principal):
-                    yield from behaviour(request, call)
+                with (
+                    self._fair_share.turn(call.caller.principal),
+                    self._stalls.stream(context) as stream,
+                ):
+                    yield from stream.given(behaviour(request, call))
                 call.succeeded()
             except GeneratorExit:  # the client went away: grpc drops this generator
                 call.ended("CANCELLED", "")

@@ -68,10 +68,10 @@ def _handler(
         if method.client_streaming:
             return grpc.stream_stream_rpc_method_handler(many, **codec)
         return grpc.unary_stream_rpc_method_handler(many, **codec)
-    one = pipeline.one_answer(name, behaviour)
     if method.client_streaming:
-        return grpc.stream_unary_rpc_method_handler(_in_pool(one, streams), **codec)
-    return grpc.unary_unary_rpc_method_handler(one, **codec)
+        one_to_many = _in_pool(pipeline.one_answer_to_many(name, behaviour), streams)
+        return grpc.stream_unary_rpc_method_handler(one_to_many, **codec)
+    return grpc.unary_unary_rpc_method_handler(pipeline.one_answer(name, behaviour), **codec)
 
 
 def guarded_handlers(

@@ -28,7 +28,7 @@ from modelkms_api.v1 import (
 from prometheus_client import generate_latest
 
 from kms_service.domain.errors import InvalidField, VaultUnavailable
-from kms_service.rpc import reception
+from kms_service.rpc import reception, stalls
 from kms_service.rpc.conversion import text
 from kms_service.rpc.pipeline import Call
 from kms_service.rpc.rates import Rates
@@ -501,10 +501,40 @@ def test_f30_those_that_wait_longest_go_first(
         for stream in range(1, 21, 2):
             headers = _headers("/modelkms_api.v1.ModelService/GetModel")
             tls.sendall(_frame(1, 4, stream, headers))
-        assert _frame_of(tls, stream=1) in (0x1, 0x3)
+        # The seventh goes when the tenth has come.
+        assert _frame_of(tls, stream=13) in (0x1, 0x3)
         for _ in range(10):
             get(channel)
         assert len(server.pools.unary._reception) <= 3
+
+
+def test_f30_streams_that_do_not_move_are_ended(
+    server: RunningServer, scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is never read, and one that is never written to; what moves goes on."""
+    monkeypatch.setattr(stalls, "STALLED_AFTER_S", 1.0)
+    ended = threading.Event()
+    with server.channel("stuck") as channel, server.channel("reader") as other:
+        stuck = artifact_service_pb2_grpc.ArtifactServiceStub(channel)
+        # What a test before this one has cancelled may be ending still.
+        assert _eventually(lambda: not server.pools.streams._pending)
+        unread = stuck.ReadArtifact(artifact_service_pb2.ReadArtifactRequest(length_bytes=2**30))
+        next(unread)
+        unwritten = stuck.WriteArtifact.future(_until_set(ended))
+        artifacts = artifact_service_pb2_grpc.ArtifactServiceStub(other)
+        # All threads are theirs, and then they are not.
+        assert _eventually(lambda: _overloaded(artifacts))
+        assert _eventually(lambda: len(list(artifacts.ReadArtifact(small(), timeout=9))) == 1)
+        with pytest.raises(grpc.RpcError) as caught:
+            unwritten.result(TIMEOUT_S)
+        assert caught.value.code() is grpc.StatusCode.CANCELLED
+        unread.cancel()
+        ended.set()
+
+
+def _until_set(ended: threading.Event) -> Iterator[artifact_service_pb2.WriteArtifactRequest]:
+    ended.wait(TIMEOUT_S)
+    yield artifact_service_pb2.WriteArtifactRequest()
 
 
 def test_a_call_without_a_request_is_told_so(server: RunningServer) -> None:
@@ -568,7 +598,7 @@ def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
 
 
 def _frame_of(tls: ssl.SSLSocket, stream: int) -> int:
-    """Kind of the first frame that is about `stream`."""
+    """Kind of the first frame that is about `stream`, but for how much may be sent on it."""
     tls.settimeout(TIMEOUT_S)
     got = b""
     while True:
@@ -577,7 +607,7 @@ def _frame_of(tls: ssl.SSLSocket, stream: int) -> int:
             assert data, "the connection ended"
             got += data
         length = int.from_bytes(got[:3], "big")
-        if int.from_bytes(got[5:9], "big") == stream:
+        if int.from_bytes(got[5:9], "big") == stream and got[3] != 0x8:  # WINDOW_UPDATE
             return got[3]
         got = got[9 + length :]
 
