@@ -8,6 +8,9 @@ import kms_service.rpc.tls_environment  # noqa: F401 - before anything imports g
 from collections.abc import Callable
 from datetime import timedelta
 
+from prometheus_client import Counter
+
+from kms_service.adapters.database.turns import InTurns
 from kms_service.adapters.oidc import TokenVerifier
 from kms_service.config import Config
 from kms_service.domain.ports import AuditLog
@@ -43,8 +46,13 @@ def background_timers(
     config: Config, adapters: Adapters, audit: AuditLog, readiness: Readiness, metrics: Metrics
 ) -> list[Timer]:
     """The timers of one process: they run apart from calls, and a failing one is tried again."""
+    # Each by one process at a time, of all that share the database.
+    turns = {
+        name: InTurns(adapters.database, name)
+        for name in ("expire-pending", "sweep-orphans", "shred")
+    }
     expire = ExpirePending(
-        database=adapters.database,
+        database=turns["expire-pending"],
         store=adapters.store,
         audit=audit,
         clock=adapters.clock,
@@ -60,14 +68,14 @@ def background_timers(
         metrics=metrics,
     )
     sweep = SweepOrphans(
-        database=adapters.database,
+        database=turns["sweep-orphans"],
         store=adapters.store,
         audit=audit,
         clock=adapters.clock,
         grace=timedelta(seconds=config.store.orphan_grace_s),
     )
     shred = ShredVersions(
-        database=adapters.database,
+        database=turns["shred"],
         tombstones=adapters.tombstones,
         store=adapters.store,
         audit=audit,
@@ -88,17 +96,27 @@ def background_timers(
         Timer("gauges", _GAUGES_EVERY_S, count_leases),
         Timer("master-keys", _SURVEY_EVERY_S, survey),
         Timer("sessions", _SESSIONS_EVERY_S, adapters.transport.forget_ended_sessions),
-        Timer("expire-pending", _EXPIRE_EVERY_S, lambda: metrics.versions_expired.inc(expire())),
         Timer("key-counts", _FOLD_EVERY_S, adapters.database.fold_key_counts),
-        Timer("sweep-orphans", _SWEEP_EVERY_S, lambda: metrics.orphans_swept.inc(sweep())),
         Timer("sweep-leases", _LEASES_EVERY_S, lambda: metrics.leases_swept.inc(sweep_leases())),
-        Timer("shred", _SHRED_EVERY_S, lambda: metrics.versions_destroyed.inc(shred())),
         Timer("tombstones", _TOMBSTONES_EVERY_S, adapters.tombstones.uids),
         *rewrapping,
     ]
+    for name, every_s, work, done in (
+        ("expire-pending", _EXPIRE_EVERY_S, expire, metrics.versions_expired),
+        ("sweep-orphans", _SWEEP_EVERY_S, sweep, metrics.orphans_swept),
+        ("shred", _SHRED_EVERY_S, shred, metrics.versions_destroyed),
+    ):
+        timers.append(Timer(name, every_s, _taking_turns(turns[name], work, done)))
     if adapters.tokens is not None:
         timers.append(Timer("issuers", _ISSUERS_EVERY_S, _key_refresher(adapters.tokens, metrics)))
     return timers
+
+
+def _taking_turns(turns: InTurns, work: Callable[[], int], done: Counter) -> Callable[[], None]:
+    def sweep() -> None:
+        done.inc(turns.take(work))
+
+    return sweep
 
 
 def _key_refresher(tokens: TokenVerifier, metrics: Metrics) -> Callable[[], None]:

@@ -81,6 +81,7 @@ class DevelopmentStack:
         metrics_listen: str = "127.0.0.1:0",
         start_vault: Callable[[Path], VaultServer] = OpenBao.start,
         server_module: str = "kms_service",
+        database_url: str = "sqlite:///modelkms.db",
         tell: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.paths = StackPaths(directory.absolute())
@@ -89,6 +90,7 @@ class DevelopmentStack:
         self._watch_listen = "127.0.0.1:0"
         self._start_vault = start_vault
         self._server_module = server_module
+        self._database_url = database_url
         self._tell = tell
         self._lock: int | None = None
         self._vault: VaultServer | None = None
@@ -233,7 +235,7 @@ class DevelopmentStack:
                         "role_id_file": roles.service.role_id_file,
                         "secret_id_file": roles.service.secret_id_file,
                     },
-                    "database": {"url": "sqlite:///modelkms.db"},
+                    "database": {"url": self._database_url},
                     "store": {"kind": "local", "folder": paths.artifacts},
                     "policy": {"folder": policies},
                     "audit": {"folder": paths.audit},

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,34 +16,73 @@ from pysqlite3 import dbapi2 as sqlite
 from kms_service.adapters.audit_reading import read_records
 from kms_service.development.stack import DevelopmentStack
 from tests.support.cli import Cli
+from tests.support.postgresql import PostgresServer, name_of
 
-pytestmark = [pytest.mark.xdist_group("stack"), pytest.mark.faults]
+pytestmark = [
+    pytest.mark.xdist_group("stack"),
+    pytest.mark.faults,
+    pytest.mark.timeout(600),  # some thirty commands, each a process of its own
+]
 
 As = Callable[[str], Cli]
 
 
-@contextmanager
-def _database(stack: DevelopmentStack) -> Iterator[Any]:
-    with closing(sqlite.connect(str(stack.paths.service / "modelkms.db"), timeout=10)) as opened:
-        yield opened
+@dataclass(frozen=True)
+class Running:
+    """A stack, and what lies below its service.
 
+    Attributes:
+        execute: a statement, past the service; its rows.
+        data: folder of the database's own files. PostgreSQL's log of writes (`pg_wal`) is apart
+            from it and out of reach: docs/guides/destroying-versions.md says what to do.
+    """
 
-def _wrapped_key(stack: DevelopmentStack, model: str) -> bytes:
-    with _database(stack) as database:
-        (key,) = database.execute(
-            "SELECT wrapped_key FROM versions WHERE model = ?", (model,)
-        ).fetchone()
-    return str(key).encode()
+    stack: DevelopmentStack
+    execute: Callable[[str], list[Any]]
+    data: Path
 
+    def wrapped_key(self, model: str) -> bytes:
+        ((key,),) = self.execute(f"SELECT wrapped_key FROM versions WHERE model = '{model}'")
+        return str(key).encode()
 
-def _let_it_be_due(stack: DevelopmentStack, model: str) -> None:
-    """Thirty days pass: nothing but the database knows when it is due."""
-    with _database(stack) as database:
-        database.execute(
-            "UPDATE versions SET destroy_due_us = 0, destroy_due_served_us = 0 WHERE model = ?",
-            (model,),
+    def let_it_be_due(self, model: str) -> None:
+        """Thirty days pass: nothing but the database knows when it is due."""
+        self.execute(
+            "UPDATE versions SET destroy_due_us = 0, destroy_due_served_us = 0"
+            f" WHERE model = '{model}'"
         )
-        database.commit()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def running(
+    request: pytest.FixtureRequest,
+    stack: DevelopmentStack,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Running]:
+    if request.param == "sqlite":
+        file = stack.paths.service / "modelkms.db"
+        yield Running(stack, partial(_execute_sqlite, file), file.parent)
+        return
+    server: PostgresServer = request.getfixturevalue("postgres")
+    url = server.new_database()
+    folder = tmp_path_factory.mktemp("stack-on-postgresql")
+    with DevelopmentStack(folder, database_url=url) as another:
+        yield Running(another, partial(_execute_postgresql, server, url), server.data / "base")
+
+
+def _execute_sqlite(file: Path, statement: str) -> list[Any]:
+    with closing(sqlite.connect(str(file), timeout=10)) as opened:
+        rows: list[Any] = opened.execute(statement).fetchall()
+        opened.commit()
+    return rows
+
+
+def _execute_postgresql(server: PostgresServer, url: str, statement: str) -> list[Any]:
+    with server.connect(name_of(url)) as connection:
+        cursor = connection.execute(statement)
+        rows: list[Any] = cursor.fetchall() if cursor.description else []
+        connection.execute("CHECKPOINT")  # what it holds is in its files
+    return rows
 
 
 def _until(happened: Callable[[], bool]) -> None:
@@ -73,15 +114,21 @@ def test_destroy_needs_two_officers_and_can_be_undone(cli: As, file_model: Path)
 
 
 def test_f60_after_destroy_nothing_yields_the_key(
-    cli: As, stack: DevelopmentStack, file_model: Path
+    running: Running, tmp_path: Path, file_model: Path
 ) -> None:
-    ref = "demo/end@1"
+    """No query, cache, lease or backup put back, nor a search of the database's files."""
+    stack, ref = running.stack, "demo/end@1"
+
+    def cli(identity: str) -> Cli:
+        return Cli(stack.paths.profile(identity), tmp_path)
+
     cli("publisher").ok("push", file_model, "demo/end")
     assert cli("reader").ok("cat", ref).out == file_model.read_bytes()
-    wrapped, before = _wrapped_key(stack, "end"), list(stack.paths.artifacts.rglob("objects/*/*"))
+    wrapped, before = running.wrapped_key("end"), list(stack.paths.artifacts.rglob("objects/*/*"))
+    assert _found(running.data, wrapped, running)
     cli("security").ok("destroy", ref, "--delete-artifact")
     cli("witness").ok("admin", "destroy", "confirm", ref)
-    _let_it_be_due(stack, "end")
+    running.let_it_be_due("end")
     assert cli("security").run("restore", ref).code == 8
     stack.restart_service()  # sweeps at once, then every minute
     _until(lambda: _state(cli, ref) == "DESTROYED")
@@ -91,7 +138,8 @@ def test_f60_after_destroy_nothing_yields_the_key(
     for act in (("enable", ref), ("restore", ref), ("destroy", ref), ("promote", ref)):
         assert cli("security").run(*act).code in (3, 8)
     assert cli("security").json("lease", "list", "--model", ref)["leases"] == []
-    _until(lambda: not _found(stack.paths.service, wrapped))
+    _until(lambda: not _found(running.data, wrapped, running))
+    assert not _found(stack.paths.root, wrapped, running)
     assert len(list(stack.paths.artifacts.rglob("objects/*/*"))) == len(before) - 1
     (record,) = (
         record
@@ -101,9 +149,16 @@ def test_f60_after_destroy_nothing_yields_the_key(
     assert record["details"]["artifact"] == "deleted"
     assert record["details"]["confirmed_by"].endswith("/witness")
 
+    # As a backup has it, put back: there is a tombstone.
+    put_back = "UPDATE versions SET state = '{}', wrapped_key = '{}', master_key_version = {}"
+    running.execute(put_back.format("ENABLED", wrapped.decode(), 1) + " WHERE model = 'end'")
+    assert cli("reader").run("cat", ref).code == 8
+    running.execute(put_back.format("DESTROYED", "", 0) + " WHERE model = 'end'")
 
-def _found(folder: Path, wrapped: bytes) -> list[str]:
+
+def _found(folder: Path, wrapped: bytes, running: Running) -> list[str]:
     """Files below `folder` that hold the wrapped key, or the middle of it."""
+    running.execute("SELECT 1")  # what is in memory is on its way to them
     middle = wrapped[len(wrapped) // 3 : 2 * len(wrapped) // 3]
     assert len(middle) > 20
     return [

@@ -181,3 +181,47 @@ def test_vault_lost(stack: DevelopmentStack, cli: As, tmp_path: Path) -> None:
     vault.start_again()
     _until(lambda: cli("reader").run("cat", "demo/vault").code == 0)
     assert server(stack, "verify-state", "--keys").returncode == 0
+
+
+def test_a_projects_master_key_lost(stack: DevelopmentStack, cli: As, tmp_path: Path) -> None:
+    """Somebody restored a Vault older than the project; then the newest one is put back."""
+    vault, raft = stack.vault, stack.paths.root / "vault" / "raft"
+    assert isinstance(vault, OpenBao)
+    push(cli, "demo/other", b"other", tmp_path)
+    vault.stop()
+    shutil.copytree(raft, tmp_path / "older")
+    vault.start_again()
+    _until(lambda: cli("security").run("admin", "master-key", "create", "lost").code == 0)
+    cli("security").ok("admin", "project", "create", "lost")
+    _until(lambda: _pushed(cli, "lost/model", tmp_path))
+
+    vault.stop()
+    shutil.move(raft, tmp_path / "newest")
+    shutil.copytree(tmp_path / "older", raft)
+    vault.start_again()
+    forget_cached(stack)
+    stack.service.stop()  # no key in memory either
+    stack.restart_service()
+    _until(lambda: cli("reader").run("cat", "demo/other").code == 0)  # other projects go on
+    refused = cli("reader").run("cat", "lost/model", "--json")
+    assert refused.code == 8, refused.err
+    assert '"MASTER_KEY_MISCONFIGURED"' in refused.err
+    assert not _pushed(cli, "lost/model", tmp_path)
+    told = server(stack, "verify-state", "--keys")
+    assert told.returncode != 0
+    assert "(MASTER_KEY_MISCONFIGURED)" in told.stderr
+
+    vault.stop()
+    shutil.rmtree(raft)
+    shutil.copytree(tmp_path / "newest", raft)
+    vault.start_again()
+    _until(lambda: cli("reader").run("cat", "lost/model").code == 0)
+    assert cli("reader").ok("cat", "lost/model").out == b"content"
+    again = server(stack, "verify-state", "--keys")
+    assert again.returncode == 0, again.stderr
+
+
+def _pushed(cli: As, model: str, folder: Path) -> bool:
+    file = folder / "model.onnx"
+    file.write_bytes(b"content")
+    return cli("publisher").run("push", file, model).code == 0

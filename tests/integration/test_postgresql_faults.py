@@ -507,5 +507,5 @@ def test_a_password_file_is_read_and_never_shown(postgres: PostgresServer, tmp_p
     assert "CANARY" not in repr(caught.value)
     file.write_text("CANARY\n")
     database.probe()
-    assert "CANARY" not in repr(database._transactions.engine.url)
+    assert "CANARY" not in repr(database.transactions.engine.url)
     database.close()

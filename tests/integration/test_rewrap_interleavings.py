@@ -1,9 +1,9 @@
 """Whatever happens in whatever order, no key is lost and none stays behind (both databases).
 
-A stateful property test: publishes, finalizes, disables, enables, expires, destroys, restores,
-shreds, rotates, starts, pauses and resumes rewraps, and plays several workers who claim, rewrap,
-settle, give back, or never come back, one step at a time. After each step every data key opens to
-what it was made as.
+A stateful property test: publishes, finalizes, rekeys, disables, enables, expires, destroys,
+restores, shreds, rotates, starts, pauses and resumes rewraps, and plays several workers who claim,
+rewrap, settle, give back, or never come back, one step at a time. After each step every data key
+opens to what it was made as.
 """
 
 from __future__ import annotations
@@ -89,6 +89,19 @@ class Prepared:
     data_key: bytes
 
 
+def _pending(made: Prepared, number: int) -> Version:
+    return Version(
+        name=VersionName(made.model.project, made.model.model, number),
+        uid=made.uid,
+        state=VersionState.PENDING,
+        publisher="spiffe://test.example/p",
+        request_id=str(uuid.uuid4()),
+        artifact_id=uuid.uuid4().hex,
+        wrapped_key=made.wrapped,
+        create_time=NOW,
+    )
+
+
 @dataclass(frozen=True)
 class InHand:
     """What a worker got from Vault and has not stored yet."""
@@ -133,17 +146,7 @@ class Interleavings(RuleBasedStateMachine):
     @rule(made=consumes(prepared))
     def it_is_stored(self, made: Prepared) -> None:
         def work(tx: Transaction) -> VersionName:
-            number = tx.versions.next_number(made.model)
-            version = Version(
-                name=VersionName(made.model.project, made.model.model, number),
-                uid=made.uid,
-                state=VersionState.PENDING,
-                publisher="spiffe://test.example/p",
-                request_id=str(uuid.uuid4()),
-                artifact_id=uuid.uuid4().hex,
-                wrapped_key=made.wrapped,
-                create_time=NOW,
-            )
+            version = _pending(made, tx.versions.next_number(made.model))
             tx.versions.insert(version)
             return version.name
 
@@ -172,6 +175,33 @@ class Interleavings(RuleBasedStateMachine):
         changed = self.database.transact(work)
         if changed is not None and changed.state is VersionState.DESTROYED:
             del self.opens[name]
+
+    @rule(made=consumes(prepared), data=st.data())
+    def a_version_is_rekeyed(self, made: Prepared, data: st.DataObject) -> None:
+        """The new one is published and the old one disabled, in one step."""
+        old_ones = sorted(name for name in self.opens if name.parent == made.model)
+        if not old_ones:
+            return
+        old_name = data.draw(st.sampled_from(old_ones))
+
+        def work(tx: Transaction) -> VersionName | None:
+            old = tx.versions.get(old_name)
+            assert old is not None
+            try:
+                disabled = old.disable()
+            except ServiceError:
+                return None
+            if disabled != old:
+                tx.versions.update(disabled)
+            number = tx.versions.next_number(made.model)
+            pending = _pending(made, number)
+            tx.versions.insert(pending)
+            tx.versions.update(pending.finalize(PIN, NOW))
+            return pending.name
+
+        published = self.database.transact(work)
+        if published is not None:
+            self.opens[published] = made.data_key
 
     # --- the officer ----------------------------------------------------------------------------
 

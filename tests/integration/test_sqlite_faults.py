@@ -69,7 +69,7 @@ def names(database: SqlDatabase) -> set[str]:
 
 
 def test_f57_settings_that_durability_rests_on(database: SqlDatabase) -> None:
-    with database._transactions.read() as connection:
+    with database.transactions.read() as connection:
 
         def pragma(name: str) -> object:
             return connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()

@@ -79,6 +79,14 @@ class Transactions(Protocol):
         Raises: as `write`.
         """
 
+    def alone(self, what: int) -> AbstractContextManager[bool]:
+        """Whether no other process is in such a block for `what` (31 bits); it is kept out until
+        the end of this one, or until the database loses sight of this process.
+
+        Raises:
+            StateUnavailable, StateCorrupt.
+        """
+
     def rewrite(self) -> None:
         """Write what holds wrapped keys anew from its live rows, so that deleted ones are in none
         of the database's data files afterwards. Callers wait meanwhile.

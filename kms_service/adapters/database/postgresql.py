@@ -13,7 +13,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -135,6 +135,23 @@ class PostgresqlTransactions:
     def look(self, work: Callable[[Connection], T]) -> T:
         with self.read() as connection:
             return work(connection)
+
+    @contextmanager
+    def alone(self, what: int) -> Iterator[bool]:
+        with translated(meaning_of), self.engine.connect() as plain:
+            connection = plain.execution_options(isolation_level="AUTOCOMMIT")
+            # Closed at the end, not pooled: whatever happens, the lock ends with its session.
+            connection.detach()
+            of = {"ours": _UPGRADE_LOCK, "what": what}
+            lock = text("SELECT pg_try_advisory_lock(:ours, :what)")
+            alone = bool(connection.execute(lock, of).scalar_one())
+            try:
+                yield alone
+            finally:
+                # A session ends some time after it was closed; one that is lost holds no lock.
+                if alone:
+                    with suppress(DatabaseError):
+                        connection.execute(text("SELECT pg_advisory_unlock(:ours, :what)"), of)
 
     def rewrite(self) -> None:
         """As the protocol says: the table of versions (`VACUUM FULL`: PostgreSQL's plain VACUUM

@@ -301,6 +301,14 @@ trims = Table(
     ForeignKeyConstraint(["project"], ["projects.project"]),
 )
 
+# How often each sweep was begun; see `turns`.
+sweeps = Table(
+    "sweeps",
+    metadata,
+    Column("sweep", String(63), primary_key=True),
+    Column("turn", BigInteger, nullable=False),
+)
+
 # What happens once in the life of a deployment.
 milestones = Table(
     "milestones",

@@ -45,7 +45,7 @@ class SqlTransaction:
     """Implements `domain.ports.Transaction` on one connection."""
 
     def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+        self.connection = connection
         self.projects = SqlProjectTable(connection)
         self.models = SqlModelTable(connection)
         self.versions = SqlVersionTable(connection)
@@ -60,7 +60,7 @@ class SqlTransaction:
         self.trims = SqlTrimTable(connection)
 
     def once(self, key: object, look: Callable[[], T]) -> T:
-        return look_once(self._connection, key, look)
+        return look_once(self.connection, key, look)
 
 
 def _transaction(connection: Connection) -> SqlTransaction:
@@ -85,32 +85,32 @@ class SqlDatabase:
     """
 
     def __init__(self, url: str, options: EngineOptions | None = None) -> None:
-        self._transactions = transactions_of(url, options or EngineOptions())
-        self.rewraps = SqlRewraps(self._transactions)
+        self.transactions = transactions_of(url, options or EngineOptions())
+        self.rewraps = SqlRewraps(self.transactions)
         self._shared = url.startswith(POSTGRESQL)
 
     @contextmanager
     def read(self) -> Iterator[SqlTransaction]:
-        with self._transactions.read() as connection:
+        with self.transactions.read() as connection:
             yield SqlTransaction(connection)
 
     @contextmanager
     def write(self) -> Iterator[SqlTransaction]:
-        with self._transactions.write() as connection:
+        with self.transactions.write() as connection:
             yield SqlTransaction(connection)
 
     def transact(
         self, work: Callable[[SqlTransaction], T], then: Callable[[T, Wake], object] | None = None
     ) -> T:
-        return self._transactions.transact(lambda connection: work(_transaction(connection)), then)
+        return self.transactions.transact(lambda connection: work(_transaction(connection)), then)
 
     def look(self, work: Callable[[SqlTransaction], T]) -> T:
-        return self._transactions.look(lambda connection: work(_transaction(connection)))
+        return self.transactions.look(lambda connection: work(_transaction(connection)))
 
     def probe(self) -> None:
         """A newer schema is no reason to stop serving: migrations only add within a release
         (docs/guides/postgresql.md), so that the old replica serves until the new one does."""
-        with self._transactions.read() as connection:
+        with self.transactions.read() as connection:
             state = schema_state_of(connection)
         if state not in (SchemaState.CURRENT, SchemaState.NEWER):
             raise StateUnavailable("the database's schema is not this version's")
@@ -119,13 +119,13 @@ class SqlDatabase:
         """The clock that all who share this database go by: PostgreSQL's, or this machine's."""
         if not self._shared:
             return datetime.now(UTC)
-        with self._transactions.read() as connection:
+        with self.transactions.read() as connection:
             time: datetime = connection.execute(select(func.clock_timestamp())).scalar_one()
         return time.astimezone(UTC)
 
     def clock_mark(self) -> datetime | None:
         """The highest logical time ever stored; None at first."""
-        with self._transactions.read() as connection:
+        with self.transactions.read() as connection:
             mark = connection.execute(select(schema.clock.c.mark_us)).scalar_one_or_none()
         return from_us(mark) if mark is not None else None
 
@@ -151,16 +151,16 @@ class SqlDatabase:
             connection.execute(raised)
             return from_us(connection.execute(select(schema.clock.c.mark_us)).scalar_one())
 
-        return self._transactions.transact(store)
+        return self.transactions.transact(store)
 
     def served_time(self) -> timedelta:
-        with self._transactions.read() as connection:
+        with self.transactions.read() as connection:
             served_us = connection.execute(select(schema.clock.c.served_us)).scalar_one_or_none()
         return timedelta(microseconds=served_us or 0)
 
     def scrub(self, *, again: bool = False) -> bool:
         versions, clock = schema.versions, schema.clock
-        with self._transactions.read() as connection:
+        with self.transactions.read() as connection:
             destroyed = connection.execute(
                 select(func.count())
                 .select_from(versions)
@@ -169,7 +169,7 @@ class SqlDatabase:
             scrubbed = connection.execute(select(clock.c.scrubbed_versions)).scalar_one_or_none()
         if destroyed == (scrubbed or 0) and not again:
             return False
-        self._transactions.rewrite()
+        self.transactions.rewrite()
 
         # Counted before: what was destroyed meanwhile is scrubbed the next time.
         def remember(connection: Connection) -> None:
@@ -179,7 +179,7 @@ class SqlDatabase:
                     insert(clock).values(id=1, mark_us=0, scrubbed_versions=destroyed)
                 )
 
-        self._transactions.transact(remember)
+        self.transactions.transact(remember)
         return True
 
     def fold_key_counts(self) -> None:
@@ -189,7 +189,7 @@ class SqlDatabase:
             StateUnavailable, StateCorrupt.
         """
         if self._shared:
-            with self._transactions.locking() as connection:
+            with self.transactions.locking() as connection:
                 fold(connection)
 
     def recount_keys(self) -> bool:
@@ -198,7 +198,7 @@ class SqlDatabase:
         Raises:
             StateUnavailable, StateCorrupt.
         """
-        with self._transactions.locking() as connection:
+        with self.transactions.locking() as connection:
             return recount(connection)
 
     def reach_milestone(self, name: str, details: str, now: datetime) -> str:
@@ -214,7 +214,7 @@ class SqlDatabase:
             connection.execute(schema.milestones.insert().values(row))
             return details
 
-        return self._transactions.transact(reach)
+        return self.transactions.transact(reach)
 
     def close(self) -> None:
-        self._transactions.close()
+        self.transactions.close()

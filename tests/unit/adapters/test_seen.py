@@ -33,7 +33,7 @@ class Rig:
         self.database = database
         self.statements: list[str] = []
         event.listen(
-            database._transactions.engine,
+            database.transactions.engine,
             "checkout",
             lambda driver, *_rest: driver.set_trace_callback(self.statements.append),
         )
@@ -43,7 +43,7 @@ class Rig:
 
     def together(self, *works: Callable[[], object]) -> list[Future[object]]:
         """Run them so that they share one transaction."""
-        transactions = self.database._transactions
+        transactions = self.database.transactions
         entered, release = threading.Event(), threading.Event()
 
         def hold(_tx: SqlTransaction) -> None:
@@ -150,7 +150,7 @@ def test_what_was_taken_back_is_not_seen(rig: Rig) -> None:
 def test_nothing_outlives_its_transaction(rig: Rig) -> None:
     """Another process blocks: a connection of its own to the same file."""
     assert rig.database.look(lambda tx: tx.blocks.get(PRINCIPAL)) is None
-    other = SqlDatabase(str(rig.database._transactions.engine.url))
+    other = SqlDatabase(str(rig.database.transactions.engine.url))
     other.transact(lambda tx: tx.blocks.put(BLOCK))
     other.close()
     assert rig.database.look(lambda tx: tx.blocks.get(PRINCIPAL)) == BLOCK
