@@ -7,15 +7,15 @@ enables it again if the row was right after all.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
 from kms_service.domain.audit import AuditRecord, Outcome
 from kms_service.domain.binding import data_key_context
-from kms_service.domain.catalogue import NO_DATA_KEY, Version, VersionState
-from kms_service.domain.errors import ServiceError
+from kms_service.domain.catalogue import NO_DATA_KEY, Version, VersionState, WrappedDataKey
+from kms_service.domain.errors import MasterKeyMisconfigured, ServiceError
 from kms_service.domain.names import ProjectName, VersionName
 from kms_service.domain.ports import (
     AuditLog,
@@ -211,13 +211,15 @@ class VerifyState:
             with self._database.read() as tx:
                 found = tx.projects.get(ProjectName(project))
             assert found is not None  # versions refer to it
-            answers = self._rewrapper.rewrap(
-                found.master_key,
-                [
-                    (each.wrapped_key, data_key_context(each.name.parent, each.uid))
-                    for each in versions
-                ],
-            )
+            keys = [
+                (each.wrapped_key, data_key_context(each.name.parent, each.uid))
+                for each in versions
+            ]
+            answers: Sequence[WrappedDataKey | ServiceError]
+            try:
+                answers = self._rewrapper.rewrap(found.master_key, keys)
+            except MasterKeyMisconfigured as error:  # lost; those of other projects are tried
+                answers = [error] * len(keys)
             for version, answer in zip(versions, answers, strict=True):
                 # What Vault rewrapped is dropped: that it could is what was asked.
                 if isinstance(answer, ServiceError):
