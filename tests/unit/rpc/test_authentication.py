@@ -102,7 +102,9 @@ def fingerprint(identity: Issued) -> str:
 
 
 def authenticator(tokens: OneToken | None = None, **changes: Any) -> Authenticator:
-    return Authenticator(["test.example"], MovableClock(NOW), tokens=tokens, **changes)
+    # Not at `NOW`, the time of import: the certificates are made later, and not valid before.
+    clock = MovableClock(datetime.now(UTC))
+    return Authenticator(["test.example"], clock, tokens=tokens, **changes)
 
 
 def bearer(token: str | bytes = f"Bearer {TOKEN}") -> tuple[str, str | bytes]:
