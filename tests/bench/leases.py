@@ -42,7 +42,7 @@ def run(folder: Path, rounds: int, seconds: float) -> str:
         (folder / "answer").write_bytes(_lease(stack, request).SerializeToString())
         tables = []
         for threads in _IN_FLIGHT:
-            _serve_with(stack, threads)
+            serve_with(stack, threads)
             _lease(stack, request)  # what is cached is, as after the first
             with _echo(stack, folder, threads) as (echo, port):
                 for process in (echo, stack.service):
@@ -53,7 +53,7 @@ def run(folder: Path, rounds: int, seconds: float) -> str:
     return _head(seconds, max(1, rounds - 2)) + "".join(tables)
 
 
-def _serve_with(stack: DevelopmentStack, threads: int) -> None:
+def serve_with(stack: DevelopmentStack, threads: int) -> None:
     """Start the service again with a pool of so many."""
     file = stack.paths.config_file
     lines = [line for line in file.read_text().splitlines() if not line.startswith("threads = ")]
