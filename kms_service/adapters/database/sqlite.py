@@ -62,39 +62,37 @@ class SqliteTransactions:
                 yield connection
 
     @contextmanager
-    def write(self) -> Iterator[Connection]:
+    def _writing(self) -> Iterator[None]:
+        """The writers' turn."""
         if not self._writer.acquire(timeout=_BUSY_TIMEOUT_S):
             raise StateUnavailable
         try:
-            with translated(meaning_of), self.engine.connect() as plain:
-                connection = plain.execution_options(
-                    writes=True, **remembering(Seen(_Driver(plain)))
-                )
-                with connection.begin():
-                    yield connection
+            yield
         finally:
             self._writer.release()
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        with self._writing(), translated(meaning_of), self.engine.connect() as plain:
+            connection = plain.execution_options(writes=True, **remembering(Seen(_Driver(plain))))
+            with connection.begin():
+                yield connection
 
     @contextmanager
     def _turn(self) -> Iterator[Connection]:
         """As `write`, on a connection that is kept. To take one from the pool, begin, commit and
         give it back costs SQLAlchemy longer than SQLite takes for the statements of ten leases."""
-        if not self._writer.acquire(timeout=_BUSY_TIMEOUT_S):
-            raise StateUnavailable
-        try:
-            with translated(meaning_of):
-                kept = self._kept = self._kept or _Kept(self.engine)
-                try:
-                    kept.begin()
-                    yield kept.connection
-                    kept.commit()
-                except BaseException:
-                    # Back to the pool, which rolls back; what is broken goes with it.
-                    self._kept = None
-                    kept.connection.close()
-                    raise
-        finally:
-            self._writer.release()
+        with self._writing(), translated(meaning_of):
+            kept = self._kept = self._kept or _Kept(self.engine)
+            try:
+                kept.begin()
+                yield kept.connection
+                kept.commit()
+            except BaseException:
+                # Back to the pool, which rolls back; what is broken goes with it.
+                self._kept = None
+                kept.connection.close()
+                raise
 
     def transact(
         self, work: Callable[[Connection], T], then: Callable[[T, Wake], object] | None = None
@@ -120,19 +118,16 @@ class SqliteTransactions:
         have kept a copy in its free space (of 1,500 keys deleted so, 7 were still found; a test
         tries it), and the log has the pages of before.
         """
-        if not self._writer.acquire(timeout=_BUSY_TIMEOUT_S):
-            raise StateUnavailable
-        try:
-            # Neither may run in a transaction: past SQLAlchemy, which begins one.
-            with closing(self.engine.raw_connection()) as connection:
-                connection.execute("VACUUM").close()
-                busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-                if busy:
-                    raise StateUnavailable
-        except sqlite.DatabaseError as error:
-            raise _meaning_of_code(error) from error
-        finally:
-            self._writer.release()
+        with self._writing():
+            try:
+                # Neither may run in a transaction: past SQLAlchemy, which begins one.
+                with closing(self.engine.raw_connection()) as connection:
+                    connection.execute("VACUUM").close()
+                    busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                    if busy:
+                        raise StateUnavailable
+            except sqlite.DatabaseError as error:
+                raise _meaning_of_code(error) from error
 
     def close(self) -> None:
         with self._writer:
