@@ -10,7 +10,8 @@ import kms_service.rpc.tls_environment  # noqa: F401 - before anything imports g
 # isort: split
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -112,6 +113,21 @@ def open_vault(config: Config) -> VaultMasterKeys:
     return VaultMasterKeys(open_vault_session(config), config.vault.transit_mount)
 
 
+@contextmanager
+def _extra_for(setting: str) -> Iterator[None]:
+    """Imports what only the extra `tracing` brings.
+
+    Raises:
+        ConfigurationError: the setting needs it, and it is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            f"{setting}: needs {error.name}: pip install 'modelkms-server[tracing]'"
+        ) from error
+
+
 def open_tracer(config: Config) -> Tracer:
     """
     Raises:
@@ -121,12 +137,8 @@ def open_tracer(config: Config) -> Tracer:
     tracing = config.tracing
     if tracing.endpoint is None:
         return NoTracer()
-    try:
+    with _extra_for("tracing.endpoint"):
         from kms_service.telemetry.opentelemetry import Collector, otlp
-    except ModuleNotFoundError as error:
-        raise ConfigurationError(
-            f"tracing.endpoint: needs {error.name}: pip install 'modelkms-server[tracing]'"
-        ) from error
     collector = Collector(tracing.endpoint, tracing.ca_file, tracing.headers_file)
     return otlp(collector, tracing.sample_ratio)
 
@@ -142,13 +154,9 @@ def open_audit_stream(audit: AuditSection, metrics: Metrics) -> AuditStream | No
         return AuditStream(sys.stdout.buffer, dropped)
     if audit.otlp_endpoint is None:
         return None
-    try:
+    with _extra_for("audit.stream"):
         from kms_service.telemetry.opentelemetry import Collector
         from kms_service.telemetry.otlp_logs import OtlpLines
-    except ModuleNotFoundError as error:
-        raise ConfigurationError(
-            f"audit.stream: needs {error.name}: pip install 'modelkms-server[tracing]'"
-        ) from error
     collector = Collector(audit.otlp_endpoint, audit.otlp_ca_file, audit.otlp_headers_file)
     return AuditStream(OtlpLines(collector), dropped)
 
