@@ -11,8 +11,6 @@ from kms_service.rpc.pipeline import Call
 from kms_service.telemetry.metrics import Metrics
 from kms_service.usecases.standing import Standing
 
-_MAX_REASON_BYTES = 1024
-
 
 class AccessServicer:
     def __init__(self, *, standing: Standing, metrics: Metrics) -> None:
@@ -25,7 +23,7 @@ class AccessServicer:
         block, revoked = self._standing.block(
             call.caller,
             conversion.text(request.principal, "principal"),
-            conversion.text(request.reason, "reason", _MAX_REASON_BYTES),
+            conversion.reason(request.reason),
             conversion.time(request.until_time, request.HasField("until_time"), "until_time"),
         )
         self._metrics.leases_revoked.inc(revoked)
@@ -51,7 +49,7 @@ class AccessServicer:
         freeze, revoked = self._standing.freeze(
             call.caller,
             ProjectName.parse(request.name),
-            conversion.text(request.reason, "reason", _MAX_REASON_BYTES),
+            conversion.reason(request.reason),
         )
         self._metrics.leases_revoked.inc(revoked)
         return pb.FreezeProjectResponse(freeze=_freeze_message(freeze), revoked=revoked)

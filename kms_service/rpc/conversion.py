@@ -31,6 +31,7 @@ from kms_service.domain.ports import ClientKey, EncryptedDataKey
 from kms_service.usecases.answers import ArtifactLocation, LeaseView, MasterKeyView, VersionView
 
 MAX_TEXT_BYTES = 2048
+_MAX_REASON_BYTES = 1024
 MAX_LEASE_NAMES = 1000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -55,6 +56,15 @@ def text(value: str, field: str, max_bytes: int = MAX_TEXT_BYTES) -> str:
     if not unicodedata.is_normalized("NFC", value):
         raise InvalidField(field, "must be in Unicode normalization form C")
     return value
+
+
+def reason(value: str) -> str:
+    """Why somebody does it, in their words.
+
+    Raises:
+        InvalidField: as `text`.
+    """
+    return text(value, "reason", _MAX_REASON_BYTES)
 
 
 def optional_text(value: str, field: str, max_bytes: int = MAX_TEXT_BYTES) -> str | None:

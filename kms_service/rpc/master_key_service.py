@@ -21,7 +21,6 @@ from kms_service.usecases.get_master_key import GetMasterKey
 from kms_service.usecases.rewrap_data_keys import RewrapDataKeys, RewrapView
 from kms_service.usecases.trim_master_key import TrimMasterKey
 
-_MAX_REASON_BYTES = 1024
 _SUFFIX = "/masterKey"
 _LATEST = "/rewraps/latest"
 _WATCH_EVERY = timedelta(seconds=1)
@@ -100,7 +99,7 @@ class MasterKeyServicer:
     def declare_backup_destroyed(
         self, request: pb.DeclareBackupDestroyedRequest, call: Call
     ) -> pb.Backup:
-        reason = conversion.text(request.reason, "reason", _MAX_REASON_BYTES)
+        reason = conversion.reason(request.reason)
         return _backup(self._backups.declare_destroyed(call.caller, request.name, reason))
 
 
